@@ -1,0 +1,2 @@
+//! The people's command line.
+fn main() {}

@@ -1,0 +1,6 @@
+//! The agent: installs one appliance from its site file, step by step, and keeps it so.
+//!
+//! `site` reads `unattended.yaml`, `ctl` is the people's command line, everything else is the daemon.
+
+pub mod ctl;
+pub mod site;
