@@ -1,1 +1,12 @@
-//! Scaffold.
+//! What tests of several rooms share: a real Kubernetes API, waiting for states, reading the audit log, and taking
+//! stock of a host.
+//!
+//! Depends on the types of `edge-api` only, so that every other crate can use it as a development dependency.
+
+pub mod audit;
+pub mod control_plane;
+pub mod inventory;
+pub mod wait;
+
+pub use control_plane::ControlPlane;
+pub use wait::eventually;
