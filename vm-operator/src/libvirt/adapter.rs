@@ -1,0 +1,386 @@
+//! [`Hypervisor`] by libvirt's C library.
+
+use std::io::{Read, Write};
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::enumutil::Enum;
+use virt::network::Network;
+use virt::storage_pool::StoragePool;
+use virt::storage_vol::StorageVol;
+use virt::stream::Stream;
+use virt::sys;
+
+use super::{
+    AddressSource, DomainFacts, DomainState, Error, FoundAddress, HostFacts, Hypervisor, NetworkFacts, PoolFacts,
+    VolumeFacts, capabilities, domains, events, networks, volumes,
+};
+
+/// Bytes per message to libvirtd; its limit for stream packets is 256 KiB.
+const CHUNK: usize = 256 * 1024;
+/// Seconds that a guest agent may take for an answer.
+const AGENT_SECONDS: i32 = 10;
+
+/// One libvirt connection.
+pub struct Libvirt {
+    connect: Connect,
+    _subscription: events::Subscription,
+}
+
+/// Turns libvirt's error into ours, with what was to be done.
+fn call<T>(result: Result<T, virt::error::Error>, what: impl FnOnce() -> String) -> Result<T, Error> {
+    result.map_err(|source| Error::Call { what: what(), source })
+}
+
+/// A lookup whose failure may mean that there is nothing.
+fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Libvirt {
+    /// Connects, and subscribes to events. The event loop must run already.
+    pub fn open(uri: &str, sink: &events::Sink) -> Result<Self, Error> {
+        let connect = call(Connect::open(Some(uri)), || format!("connect to libvirt at {uri}"))?;
+        // A dead peer is noticed after 15 s. Local drivers have no peer and refuse.
+        if let Err(error) = connect.set_keep_alive(5, 3) {
+            tracing::debug!(%error, uri, "no keepalive");
+        }
+        let subscription = call(events::Subscription::new(&connect, sink), || format!("watch libvirt at {uri}"))?;
+        Ok(Self { connect, _subscription: subscription })
+    }
+
+    /// Whether the connection still stands.
+    pub fn is_alive(&self) -> bool {
+        self.connect.is_alive().unwrap_or(false)
+    }
+
+    fn find_network(&self, name: &str) -> Result<Network, Error> {
+        call(self.connect.lookup_network_by_name(name), || format!("find network {name}"))
+    }
+
+    fn find_pool(&self, name: &str) -> Result<StoragePool, Error> {
+        call(self.connect.lookup_storage_pool_by_name(name), || format!("find storage pool {name}"))
+    }
+
+    fn find_volume(&self, pool: &str, name: &str) -> Result<StorageVol, Error> {
+        let found = self.find_pool(pool)?;
+        call(found.lookup_storage_vol_by_name(name), || format!("find volume {name} in pool {pool}"))
+    }
+
+    fn find_domain(&self, uuid: Uuid) -> Result<Domain, Error> {
+        call(self.connect.lookup_domain_by_uuid(uuid), || format!("find domain {uuid}"))
+    }
+
+    fn network_facts(network: &Network) -> Result<NetworkFacts, Error> {
+        let what = || "read a network".to_owned();
+        let active = call(network.is_active(), what)?;
+        let config = call(network.xml_desc(sys::VIR_NETWORK_XML_INACTIVE), what)?;
+        let live = call(network.xml_desc(0), what)?;
+        let persistent = call(network.is_persistent(), what)?;
+        let autostart = persistent && call(network.autostart(), what)?;
+        networks::read(&config, &live, active, autostart)
+    }
+}
+
+impl Hypervisor for Libvirt {
+    fn host(&self) -> Result<HostFacts, Error> {
+        let what = || "read the host's capabilities".to_owned();
+        let node = call(self.connect.node_info(), what)?;
+        let read = capabilities::read(&call(self.connect.capabilities(), what)?)?;
+        let expanded = match &read.cpu {
+            Some(cpu) if !read.virtualization => self
+                .connect
+                .baseline_cpu(&[cpu], sys::VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES)
+                .ok()
+                .map(|document| capabilities::expanded_has_virtualization(&document))
+                .transpose()?
+                .unwrap_or(false),
+            _ => false,
+        };
+        // A driver may list KVM and yet not be able to say anything about such guests.
+        let usable = self.connect.domain_capabilities(None, Some("x86_64"), None, Some("kvm"), 0).is_ok();
+        let accelerator =
+            capabilities::choose(&read.domain_types, (read.virtualization || expanded) && usable);
+        Ok(HostFacts {
+            cpus: node.cpus,
+            memory_mib: node.memory / 1024,
+            accelerator,
+            libvirt_version: capabilities::version(call(self.connect.lib_version(), what)?),
+            hypervisor_version: capabilities::version(call(self.connect.hyp_version(), what)?),
+        })
+    }
+
+    fn network(&self, name: &str) -> Result<Option<NetworkFacts>, Error> {
+        optional(self.find_network(name))?.map(|network| Self::network_facts(&network)).transpose()
+    }
+
+    fn networks(&self) -> Result<Vec<NetworkFacts>, Error> {
+        let all = call(self.connect.list_all_networks(0), || "list networks".to_owned())?;
+        Ok(all.iter().filter_map(|network| Self::network_facts(network).ok()).collect())
+    }
+
+    fn define_network(&self, xml: &str) -> Result<(), Error> {
+        call(self.connect.define_network_xml(xml), || "define a network".to_owned()).map(drop)
+    }
+
+    fn start_network(&self, name: &str) -> Result<(), Error> {
+        call(self.find_network(name)?.create(), || format!("start network {name}"))
+    }
+
+    fn stop_network(&self, name: &str) -> Result<(), Error> {
+        let Some(network) = optional(self.find_network(name))? else { return Ok(()) };
+        call(network.destroy(), || format!("stop network {name}"))
+    }
+
+    fn autostart_network(&self, name: &str) -> Result<(), Error> {
+        call(self.find_network(name)?.set_autostart(true), || format!("autostart network {name}"))
+    }
+
+    fn undefine_network(&self, name: &str) -> Result<(), Error> {
+        let Some(network) = optional(self.find_network(name))? else { return Ok(()) };
+        call(network.undefine(), || format!("undefine network {name}"))
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>, Error> {
+        let what = || "list storage pools".to_owned();
+        let mut facts = Vec::new();
+        for pool in call(self.connect.list_all_storage_pools(0), what)? {
+            let active = call(pool.is_active(), what)?;
+            let autostart = call(pool.is_persistent(), what)? && call(pool.autostart(), what)?;
+            facts.push(volumes::read_pool(&call(pool.xml_desc(0), what)?, active, autostart)?);
+        }
+        Ok(facts)
+    }
+
+    fn define_pool(&self, xml: &str) -> Result<(), Error> {
+        call(self.connect.define_storage_pool_xml(xml, 0), || "define a storage pool".to_owned()).map(drop)
+    }
+
+    fn start_pool(&self, name: &str) -> Result<(), Error> {
+        let pool = self.find_pool(name)?;
+        // Makes the directory; it is no error that it exists.
+        call(pool.build(0), || format!("build storage pool {name}"))?;
+        call(pool.create(0), || format!("start storage pool {name}"))
+    }
+
+    fn autostart_pool(&self, name: &str) -> Result<(), Error> {
+        call(self.find_pool(name)?.set_autostart(true), || format!("autostart storage pool {name}"))
+    }
+
+    fn remove_pool(&self, name: &str) -> Result<(), Error> {
+        let Some(pool) = optional(self.find_pool(name))? else { return Ok(()) };
+        if call(pool.is_active(), || format!("read storage pool {name}"))? {
+            call(pool.destroy(), || format!("stop storage pool {name}"))?;
+        }
+        call(pool.undefine(), || format!("undefine storage pool {name}"))
+    }
+
+    fn refresh_pool(&self, name: &str) -> Result<(), Error> {
+        call(self.find_pool(name)?.refresh(0), || format!("refresh storage pool {name}"))
+    }
+
+    fn volume(&self, pool: &str, name: &str) -> Result<Option<VolumeFacts>, Error> {
+        let Some(volume) = optional(self.find_volume(pool, name))? else { return Ok(None) };
+        let xml = call(volume.xml_desc(0), || format!("read volume {name} in pool {pool}"));
+        optional(xml)?.map(|xml| volumes::read_volume(&xml)).transpose()
+    }
+
+    fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>, Error> {
+        let what = || format!("list volumes of pool {pool}");
+        let all = call(self.find_pool(pool)?.list_all_volumes(0), what)?;
+        // A volume may vanish between the list and the look.
+        Ok(all.iter().filter_map(|v| volumes::read_volume(&v.xml_desc(0).ok()?).ok()).collect())
+    }
+
+    fn create_volume(&self, pool: &str, xml: &str) -> Result<(), Error> {
+        let found = self.find_pool(pool)?;
+        call(StorageVol::create_xml(&found, xml, 0), || format!("make a volume in pool {pool}")).map(drop)
+    }
+
+    fn delete_volume(&self, pool: &str, name: &str) -> Result<(), Error> {
+        let Some(volume) = optional(self.find_volume(pool, name))? else { return Ok(()) };
+        match call(volume.delete(0), || format!("delete volume {name} of pool {pool}")) {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn upload(&self, pool: &str, name: &str, length: u64, data: &mut dyn Read) -> Result<(), Error> {
+        let what = || format!("upload volume {name} of pool {pool}");
+        let volume = self.find_volume(pool, name)?;
+        let stream = call(Stream::new(&self.connect, 0), what)?;
+        call(volume.upload(&stream, 0, length, 0), what)?;
+        match send(&stream, name, length, data, what) {
+            Ok(()) => call(stream.finish(), what),
+            Err(error) => {
+                if let Err(abort) = stream.abort() {
+                    tracing::debug!(error = %abort, "cannot abort the stream");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn download(&self, pool: &str, name: &str, length: u64, out: &mut dyn Write) -> Result<(), Error> {
+        let what = || format!("download volume {name} of pool {pool}");
+        let volume = self.find_volume(pool, name)?;
+        let stream = call(Stream::new(&self.connect, 0), what)?;
+        call(volume.download(&stream, 0, length, 0), what)?;
+        match receive(&stream, name, length, out, what) {
+            Ok(()) => call(stream.finish(), what),
+            Err(error) => {
+                if let Err(abort) = stream.abort() {
+                    tracing::debug!(error = %abort, "cannot abort the stream");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn domain(&self, uuid: Uuid) -> Result<Option<DomainFacts>, Error> {
+        let Some(domain) = optional(self.find_domain(uuid))? else { return Ok(None) };
+        optional(domain_facts(&domain, uuid))
+    }
+
+    fn domain_named(&self, name: &str) -> Result<Option<Uuid>, Error> {
+        let what = || format!("find domain {name}");
+        optional(call(self.connect.lookup_domain_by_name(name), what))?
+            .map(|domain| call(domain.uuid(), what))
+            .transpose()
+    }
+
+    fn descriptions(&self) -> Result<Vec<domains::Description>, Error> {
+        let all = call(self.connect.list_all_domains(0), || "list domains".to_owned())?;
+        Ok(all.iter().filter_map(|d| domains::read(&d.xml_desc(0).ok()?).ok()).collect())
+    }
+
+    fn define_domain(&self, xml: &str) -> Result<(), Error> {
+        call(self.connect.define_domain_xml(xml), || "define the domain".to_owned()).map(drop)
+    }
+
+    fn autostart_domain(&self, uuid: Uuid, autostart: bool) -> Result<(), Error> {
+        call(self.find_domain(uuid)?.set_autostart(autostart), || format!("autostart domain {uuid}"))
+    }
+
+    fn start_domain(&self, uuid: Uuid) -> Result<(), Error> {
+        call(self.find_domain(uuid)?.create(), || format!("start domain {uuid}"))
+    }
+
+    fn shutdown_domain(&self, uuid: Uuid) -> Result<(), Error> {
+        let domain = self.find_domain(uuid)?;
+        if let Err(error) = events::limit_agent(&domain, AGENT_SECONDS) {
+            tracing::debug!(%error, "no limit for the guest agent");
+        }
+        call(domain.shutdown(), || format!("shut domain {uuid} down"))
+    }
+
+    fn destroy_domain(&self, uuid: Uuid) -> Result<(), Error> {
+        let Some(domain) = optional(self.find_domain(uuid))? else { return Ok(()) };
+        if !call(domain.is_active(), || format!("read domain {uuid}"))? {
+            return Ok(());
+        }
+        call(domain.destroy(), || format!("destroy domain {uuid}"))
+    }
+
+    fn undefine_domain(&self, uuid: Uuid) -> Result<(), Error> {
+        let Some(domain) = optional(self.find_domain(uuid))? else { return Ok(()) };
+        let all = sys::VIR_DOMAIN_UNDEFINE_NVRAM
+            | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | sys::VIR_DOMAIN_UNDEFINE_TPM;
+        // Drivers that know none of the flags refuse them all.
+        match domain.undefine_flags(all).or_else(|_| domain.undefine()) {
+            Err(source) => {
+                let error = Error::Call { what: format!("undefine domain {uuid}"), source };
+                if error.is_not_found() { Ok(()) } else { Err(error) }
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<FoundAddress>, Error> {
+        let domain = self.find_domain(uuid)?;
+        if source == AddressSource::Agent
+            && let Err(error) = events::limit_agent(&domain, AGENT_SECONDS)
+        {
+            tracing::debug!(%error, "no limit for the guest agent");
+        }
+        call(events::guest_addresses(&domain, source), || format!("read addresses of domain {uuid}"))
+    }
+}
+
+fn domain_facts(domain: &Domain, uuid: Uuid) -> Result<DomainFacts, Error> {
+    let what = || format!("read domain {uuid}");
+    let state = match call(domain.state(), what)?.0 {
+        Enum::Known(state) => state_of(state),
+        Enum::Unknown(_) => DomainState::Paused,
+    };
+    let persistent = call(domain.is_persistent(), what)?;
+    let autostart = persistent && call(domain.autostart(), what)?;
+    let config = domains::read(&call(domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE), what)?)?;
+    let live = if state.is_active() { Some(domains::read(&call(domain.xml_desc(0), what)?)?) } else { None };
+    Ok(DomainFacts { uuid, name: config.name.clone(), state, persistent, autostart, config, live })
+}
+
+fn state_of(state: virt::domain::DomainState) -> DomainState {
+    use virt::domain::DomainState as Theirs;
+    match state {
+        Theirs::NoState | Theirs::Running | Theirs::Blocked => DomainState::Running,
+        Theirs::Paused => DomainState::Paused,
+        Theirs::Shutdown => DomainState::ShuttingDown,
+        Theirs::Shutoff => DomainState::Off,
+        Theirs::Crashed => DomainState::Crashed,
+        Theirs::PMSuspended => DomainState::Suspended,
+    }
+}
+
+fn send(
+    stream: &Stream,
+    name: &str,
+    length: u64,
+    data: &mut dyn Read,
+    what: impl Fn() -> String,
+) -> Result<(), Error> {
+    let mut buffer = vec![0_u8; CHUNK];
+    let mut sent: u64 = 0;
+    loop {
+        let filled = data.read(&mut buffer).map_err(|source| Error::Data { volume: name.to_owned(), source })?;
+        if filled == 0 {
+            break;
+        }
+        let mut rest = &buffer[..filled];
+        while !rest.is_empty() {
+            let taken = call(stream.send(rest), &what)?;
+            // -2 means "would block", which a blocking stream never says.
+            rest = &rest[usize::try_from(taken).unwrap_or(0)..];
+        }
+        sent += filled as u64;
+    }
+    if sent == length { Ok(()) } else { Err(Error::Length { volume: name.to_owned(), got: sent, expected: length }) }
+}
+
+fn receive(
+    stream: &Stream,
+    name: &str,
+    length: u64,
+    out: &mut dyn Write,
+    what: impl Fn() -> String,
+) -> Result<(), Error> {
+    let mut buffer = vec![0_u8; CHUNK];
+    let mut got: u64 = 0;
+    loop {
+        let taken = usize::try_from(call(stream.recv(&mut buffer), &what)?).unwrap_or(0);
+        if taken == 0 {
+            break;
+        }
+        out.write_all(&buffer[..taken]).map_err(|source| Error::Data { volume: name.to_owned(), source })?;
+        got += taken as u64;
+    }
+    if got == length { Ok(()) } else { Err(Error::Length { volume: name.to_owned(), got, expected: length }) }
+}
