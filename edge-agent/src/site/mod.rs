@@ -1,31 +1,99 @@
-//! The site file: parsing, rules and template.
+//! The site file, `unattended.yaml` (R-8 to R-10): from bytes to a [`SiteConfig`], or to every error at once.
+//!
+//! ```text
+//! bytes ─ text ─► tree      positions, hard limits before anything is built
+//!         tree ─► shape     JSON Schema of the types; pointers become lines and columns
+//!         syntax            one error for YAML that cannot be read, with hints for paste damage
+//!         tree ─► rules     addresses, networks, proxy, certificates, names: what spans fields
+//!         tree ─► SiteConfig, where nothing was found
+//! ```
+//!
+//! Rules read the tree, not the types, and skip what the schema already refused: so one bad field hides no other.
+//! Pure but for [`read`].
+
+mod damage;
+mod defaults;
+mod diff;
+mod report;
+mod rules;
+mod shape;
+mod syntax;
+mod tree;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use edge_api::SiteConfig;
 use edge_api::agent::ValidationError;
 
-/// What a change of the site file touches.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Changes {
-    /// Fields that are applied to the running appliance.
-    pub live: Vec<String>,
-    /// Fields that need a reinstall.
-    pub needs_reinstall: Vec<String>,
+pub use defaults::{effective_networks, effective_pools};
+pub use diff::{Changes, diff};
+pub use shape::schema;
+
+use report::Report;
+
+/// Largest site file that is looked at, in bytes.
+pub const MAX_BYTES: usize = 1024 * 1024;
+
+/// Commented example of a site file; its first line points editors to the schema beside it.
+pub const TEMPLATE: &str = include_str!("template.yaml");
+
+/// File name that [`TEMPLATE`] names for the schema.
+pub const SCHEMA_FILE: &str = "unattended.schema.json";
+
+/// Reads at most one byte more than [`MAX_BYTES`] of a regular file, so that [`load_bytes`] can refuse a bigger one
+/// without having read it.
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    // Not blocking: somebody may have put a FIFO there.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// Commented example of a site file.
-pub const TEMPLATE: &str = "";
-
-/// Reads a site file; all errors at once (R-10).
-pub fn load(_text: &str) -> Result<SiteConfig, Vec<ValidationError>> {
-    Ok(SiteConfig::default())
+/// Checks a site file given as bytes; see [`load`].
+pub fn load_bytes(bytes: &[u8]) -> Result<SiteConfig, Vec<ValidationError>> {
+    match syntax::text(bytes) {
+        Ok(text) => load(text),
+        Err(error) => Err(vec![error]),
+    }
 }
 
-/// Compares two valid site files.
-pub fn diff(_old: &SiteConfig, _new: &SiteConfig) -> Changes {
-    Changes::default()
+/// Checks a site file; all errors at once (R-10), in the order of their place.
+pub fn load(text: &str) -> Result<SiteConfig, Vec<ValidationError>> {
+    let text = syntax::text(text.as_bytes()).map_err(|error| vec![error])?;
+    let mut report = Report::new(text);
+    if syntax::indentation(text, &mut report) {
+        return Err(report.finish());
+    }
+    let Some(root) = tree::parse(text, &mut report) else {
+        return Err(report.finish());
+    };
+    shape::check(&root, &mut report);
+    rules::check(&root, &mut report);
+    if !report.is_empty() {
+        return Err(report.finish());
+    }
+    serde_json::from_value(root.to_json(false)).map_err(|_| {
+        // Schema and types come from one place; this would be a fault of ours. serde's text may repeat a secret.
+        report.unplaced("a file that fits the schema but not its types", "a file that fits both");
+        report.finish()
+    })
 }
 
-/// JSON Schema of the site file.
-pub fn schema() -> serde_json::Value {
-    serde_json::Value::Null
+/// What a person should know about a valid site file: parts of it that this version accepts and does not use yet.
+pub fn notes(site: &SiteConfig) -> Vec<String> {
+    let mut notes = Vec::new();
+    if site.hub.is_some() {
+        notes.push("hub: accepted, but pairing with a hub is not in this version".to_owned());
+    }
+    notes
 }
