@@ -1,2 +1,80 @@
-//! Scaffold.
-fn main() {}
+//! `edge-image build …`: builds an artifact, or takes it from the cache, and prints its path.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use edge_image::build::Context;
+use edge_image::cache::Cache;
+use edge_image::progress::Progress;
+use edge_image::{process, programs};
+
+/// Builds the images of a PCG-Edge appliance from pinned Go modules and Debian packages.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds an artifact and prints its path as the last line of standard output.
+    Build {
+        /// What to build.
+        what: Artifact,
+        /// Plain lines instead of progress bars.
+        #[arg(long)]
+        plain: bool,
+        /// Root of the Cargo workspace; by default the one around the current folder.
+        #[arg(long)]
+        workspace: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Artifact {
+    /// The Go programs: Kubernetes, etcd, containerd, CNI plugins, kind, helm, registry, coredns.
+    Programs,
+}
+
+fn main() -> ExitCode {
+    let verdict = process::on_interrupt().context("cannot handle signals").and_then(|()| run(Cli::parse()));
+    match verdict {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if process::interrupted() => {
+            eprintln!("edge-image: interrupted; finished artifacts stay in the cache");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("edge-image: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let Command::Build { what, plain, workspace } = cli.command;
+    let workspace = match workspace {
+        Some(dir) => dir,
+        None => find_workspace()?,
+    };
+    let context = Context { cache: Cache::open()?, progress: Progress::new(plain), workspace };
+    let path = match what {
+        Artifact::Programs => programs::ensure(&context)?,
+    };
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The workspace that cargo runs us in, else the one around the current folder.
+fn find_workspace() -> Result<PathBuf> {
+    let here = std::env::current_dir().context("cannot tell the current folder")?;
+    let start = std::env::var_os("CARGO_MANIFEST_DIR").map_or(here, PathBuf::from);
+    let is_root = |dir: &&Path| dir.join("vm-operator").is_dir() && dir.join("Cargo.lock").is_file();
+    match start.ancestors().find(is_root) {
+        Some(root) => Ok(root.to_owned()),
+        None => bail!("no PCG-Edge workspace around {}; name it with --workspace", start.display()),
+    }
+}

@@ -1,0 +1,209 @@
+//! The lock: Go modules with their checksums, the Debian suite with its packages. Compiled in, so that this program
+//! and its pins cannot differ.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+/// Programs that share one `go.mod`.
+#[derive(Debug)]
+pub struct Group {
+    /// Name, that of the folder below `pins/`.
+    pub name: &'static str,
+    /// The module whose version counts.
+    pub module: &'static str,
+    /// Program name and Go package.
+    pub programs: &'static [(&'static str, &'static str)],
+    /// `go.mod`.
+    pub go_mod: &'static str,
+    /// `go.sum`.
+    pub go_sum: &'static str,
+    /// `tools.go`, which names the packages for the module resolver.
+    pub tools: &'static str,
+}
+
+impl Group {
+    /// Version of the module, with its `v`.
+    pub fn version(&self) -> &'static str {
+        let required = |line: &'static str| {
+            let rest = line.trim().trim_start_matches("require ").strip_prefix(self.module)?;
+            rest.strip_prefix(' ').map(str::trim)
+        };
+        self.go_mod.lines().find_map(required).unwrap_or("unknown")
+    }
+
+    /// `module@version`.
+    pub fn source(&self) -> String {
+        format!("{}@{}", self.module, self.version())
+    }
+
+    /// Linker flags: stripped, and for Kubernetes its version.
+    pub fn ldflags(&self) -> String {
+        if self.name != "kubernetes" {
+            return "-s -w ".to_owned();
+        }
+        let version = self.version();
+        let mut parts = version.trim_start_matches('v').split('.');
+        let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let package = "k8s.io/component-base/version";
+        format!(
+            "-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
+             -X {package}.gitTreeState=clean"
+        )
+    }
+}
+
+macro_rules! group {
+    ($name:literal, $module:literal, [$(($program:literal, $package:literal)),+ $(,)?]) => {
+        Group {
+            name: $name,
+            module: $module,
+            programs: &[$(($program, $package)),+],
+            go_mod: include_str!(concat!("../pins/", $name, "/go.mod")),
+            go_sum: include_str!(concat!("../pins/", $name, "/go.sum")),
+            tools: include_str!(concat!("../pins/", $name, "/tools.go")),
+        }
+    };
+}
+
+/// Every group, the longest to build first.
+pub const GROUPS: &[Group] = &[
+    group!(
+        "kubernetes",
+        "k8s.io/kubernetes",
+        [
+            ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+            ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+            ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+            ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+            ("kubeadm", "k8s.io/kubernetes/cmd/kubeadm"),
+            ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+            ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+        ]
+    ),
+    group!(
+        "etcd",
+        "go.etcd.io/etcd/server/v3",
+        [("etcd", "go.etcd.io/etcd/server/v3"), ("etcdctl", "go.etcd.io/etcd/etcdctl/v3")]
+    ),
+    group!(
+        "containerd",
+        "github.com/containerd/containerd/v2",
+        [
+            ("containerd", "github.com/containerd/containerd/v2/cmd/containerd"),
+            ("containerd-shim-runc-v2", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"),
+            ("ctr", "github.com/containerd/containerd/v2/cmd/ctr"),
+        ]
+    ),
+    group!(
+        "cni",
+        "github.com/containernetworking/plugins",
+        [
+            ("bridge", "github.com/containernetworking/plugins/plugins/main/bridge"),
+            ("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
+            ("loopback", "github.com/containernetworking/plugins/plugins/main/loopback"),
+            ("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
+            ("ptp", "github.com/containernetworking/plugins/plugins/main/ptp"),
+        ]
+    ),
+    group!("kind", "sigs.k8s.io/kind", [("kind", "sigs.k8s.io/kind")]),
+    group!(
+        "registry",
+        "github.com/distribution/distribution/v3",
+        [("registry", "github.com/distribution/distribution/v3/cmd/registry")]
+    ),
+    group!("helm", "helm.sh/helm/v4", [("helm", "helm.sh/helm/v4/cmd/helm")]),
+    group!("coredns", "github.com/coredns/coredns", [("coredns", "github.com/coredns/coredns")]),
+];
+
+/// The group of this name.
+pub fn group(name: &str) -> Option<&'static Group> {
+    GROUPS.iter().find(|group| group.name == name)
+}
+
+/// `module@version` of the group that has this program.
+pub fn source_of(program: &str) -> String {
+    let has = |group: &&Group| group.programs.iter().any(|(name, _)| *name == program);
+    GROUPS.iter().find(has).map_or_else(|| "unknown".to_owned(), Group::source)
+}
+
+/// Kubernetes version, with its `v`.
+pub fn kubernetes_version() -> &'static str {
+    group("kubernetes").map_or("unknown", Group::version)
+}
+
+/// The Debian half, from `pins/debian.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Debian {
+    /// Suite of every image.
+    pub suite: String,
+    /// Packages of the kind node.
+    pub node: Packages,
+    /// Packages of the base layer of container images.
+    pub container: Packages,
+    /// Packages of the guest tree.
+    pub guest: Packages,
+}
+
+/// Packages of one image, beside the essential ones and apt.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packages {
+    /// Package names.
+    pub packages: Vec<String>,
+}
+
+impl Debian {
+    /// `Debian <suite>: <packages>`.
+    pub fn source(&self, packages: &Packages) -> String {
+        format!("Debian {}: {}", self.suite, packages.packages.join(" "))
+    }
+}
+
+/// The Debian pins. Broken ones fail the unit test below, and mmdebstrap for want of a suite.
+pub static DEBIAN: LazyLock<Debian> = LazyLock::new(|| {
+    let none = || Packages { packages: vec![] };
+    toml::from_str(include_str!("../pins/debian.toml")).unwrap_or_else(|_| Debian {
+        suite: String::new(),
+        node: none(),
+        container: none(),
+        guest: none(),
+    })
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_group_has_a_version_and_its_programs_are_in_tools_go() {
+        let mut names = std::collections::BTreeSet::new();
+        for group in GROUPS {
+            assert!(group.version().starts_with('v'), "{}: {}", group.name, group.version());
+            for (name, package) in group.programs {
+                assert!(names.insert(name), "{name} twice");
+                assert!(group.tools.contains(&format!("\"{package}\"")), "{package}");
+            }
+        }
+        assert_eq!(names.len(), 21);
+    }
+
+    #[test]
+    fn versions_reach_the_linker() {
+        let kubernetes = group("kubernetes").unwrap();
+        let minor = kubernetes_version().split('.').nth(1).unwrap();
+        assert!(kubernetes.ldflags().contains(&format!("gitMinor={minor} ")));
+        assert_eq!(group("etcd").unwrap().ldflags().trim(), "-s -w");
+        assert_eq!(source_of("ctr"), group("containerd").unwrap().source());
+    }
+
+    #[test]
+    fn debian_pins_parse() {
+        let pins: Debian = toml::from_str(include_str!("../pins/debian.toml")).unwrap();
+        assert!(!pins.suite.is_empty());
+        for packages in [&pins.node.packages, &pins.container.packages, &pins.guest.packages] {
+            assert!(packages.is_sorted(), "{packages:?}");
+        }
+    }
+}
