@@ -1,2 +1,94 @@
-//! Scaffold.
-fn main() {}
+//! `cargo xtask …`: the one entry point for people and for CI.
+//!
+//! | command | does |
+//! |---|---|
+//! | `up` | prepares the host, builds what is missing, starts the agent and follows it until the appliance is ready |
+//! | `down` | removes one instance and nothing else |
+//! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out |
+//! | `ci` | formatting, lints, generated files, licences, then `test` |
+//!
+//! Nothing here links libvirt: this must compile before the Debian packages are there.
+
+mod agent;
+mod build;
+mod ci;
+mod command;
+mod down;
+mod follow;
+mod host;
+mod packages;
+mod process;
+mod services;
+mod site;
+mod table;
+mod test;
+mod up;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use edge_api::Instance;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs and tests PCG-Edge", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Brings an appliance up on this host and shows it
+    Up {
+        /// One line per step instead of the console; the default where there is no terminal
+        #[arg(long)]
+        plain: bool,
+        /// Instance name: 1 to 9 lower-case letters and digits
+        #[arg(long, default_value_t)]
+        instance: Instance,
+        /// Folder with unattended.yaml and profile/
+        #[arg(long, default_value = "examples/site")]
+        site: PathBuf,
+    },
+    /// Removes an instance and, with the last one, stops the services that were started for it
+    Down {
+        /// Instance name
+        #[arg(long, default_value_t)]
+        instance: Instance,
+    },
+    /// Runs the tests
+    Test {
+        /// Without the end-to-end tests
+        #[arg(long, conflicts_with = "long")]
+        fast: bool,
+        /// Also those that take too long for every change
+        #[arg(long)]
+        long: bool,
+    },
+    /// What CI runs
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Up { plain, instance, site } => up::run(&up::Options { plain, instance, site }),
+        Task::Down { instance } => down::run(&instance),
+        Task::Test { fast, long } => test::run(if fast {
+            test::Scope::Fast
+        } else if long {
+            test::Scope::Long
+        } else {
+            test::Scope::Normal
+        }),
+        Task::Ci => ci::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

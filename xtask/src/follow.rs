@@ -1,0 +1,312 @@
+//! Follows the agent on its socket: one line per step with its time, until the appliance is ready or cannot become so
+//! without somebody.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use edge_api::agent::{Phase, SiteFileState, Status, Step, StepState};
+
+use crate::table::human;
+
+/// Limits of waiting.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// For the agent to answer on its socket.
+    pub answer: Duration,
+    /// For everything.
+    pub ready: Duration,
+    /// Attempts of one step before it is given up here; the agent goes on.
+    pub attempts: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let minute = Duration::from_mins(1);
+        Self { answer: minute, ready: 40 * minute, attempts: 4 }
+    }
+}
+
+/// What a status means for somebody who waits for Ready.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Wait,
+    Ready,
+    /// Why, and what to do.
+    GiveUp(String),
+}
+
+/// Waits until the appliance is ready. `alive` tells whether the agent still runs. `moving`: something was changed just
+/// now, so a Ready from before it does not count at once.
+///
+/// # Errors
+/// A step that failed, with its reason and what to do; a site file that is refused; an agent that ended; time.
+pub fn until_ready(socket: &Path, limits: Limits, moving: bool, alive: impl Fn() -> bool) -> Result<Status> {
+    let start = Instant::now();
+    let mut printer = Printer { start, shown: BTreeMap::new() };
+    let mut answered = start;
+    let mut last: Option<Status> = None;
+    // The agent looks at a change at once; a Ready that lasts this long is about it.
+    let mut settle = moving.then_some(Duration::from_secs(5));
+    let mut ready_since: Option<Instant> = None;
+    loop {
+        let mut judge = |status: Option<Status>| -> Option<Result<Status>> {
+            if let Some(status) = status {
+                answered = Instant::now();
+                printer.show(&status);
+                last = Some(status);
+            }
+            let status = last.as_ref()?;
+            match verdict(status, start.elapsed(), limits) {
+                Verdict::Ready => {
+                    let since = *ready_since.get_or_insert_with(Instant::now);
+                    let settled = settle.is_none_or(|settle| since.elapsed() >= settle);
+                    settled.then(|| Ok(status.clone()))
+                }
+                Verdict::GiveUp(why) => Some(Err(anyhow!(why))),
+                Verdict::Wait => {
+                    (ready_since, settle) = (None, None);
+                    (start.elapsed() > limits.ready).then(|| Err(late(status, limits)))
+                }
+            }
+        };
+        let ended = stream(socket, &mut judge);
+        match ended {
+            Ok(Some(outcome)) => return outcome,
+            Ok(None) | Err(_) if !alive() => return Err(anyhow!("edge-agent ended")),
+            Err(error) if answered.elapsed() > limits.answer => {
+                return Err(error.context(format!("no answer from edge-agent on {}", socket.display())));
+            }
+            Ok(None) | Err(_) => {}
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Hands every status of one connection to `judge`, and none once a second, until it has an outcome.
+fn stream<T>(socket: &Path, judge: &mut impl FnMut(Option<Status>) -> Option<T>) -> Result<Option<T>> {
+    let mut connection = UnixStream::connect(socket)?;
+    connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+    // HTTP/1.0, so that the body comes as it is, without chunks, until the connection ends.
+    connection.write_all(b"GET /v1/events HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")?;
+    let mut reader = BufReader::new(connection);
+    let (mut event, mut bytes) = (String::new(), Vec::new());
+    loop {
+        match reader.read_until(b'\n', &mut bytes) {
+            Ok(0) => return Ok(None),
+            Ok(_) if bytes.ends_with(b"\n") => {}
+            Ok(_) => continue,
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                if let Some(outcome) = judge(None) {
+                    return Ok(Some(outcome));
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        bytes.clear();
+        if let Some(name) = line.strip_prefix("event:") {
+            name.trim().clone_into(&mut event);
+        } else if let Some(data) = line.strip_prefix("data:").filter(|_| event == "status") {
+            let status = serde_json::from_str(data).context("a status of the agent")?;
+            if let Some(outcome) = judge(Some(status)) {
+                return Ok(Some(outcome));
+            }
+        } else if line.starts_with("HTTP/") && !line.contains(" 200") {
+            return Err(anyhow!("edge-agent answered {line}"));
+        }
+    }
+}
+
+fn verdict(status: &Status, waited: Duration, limits: Limits) -> Verdict {
+    use std::fmt::Write as _;
+    let settled = waited > Duration::from_secs(10);
+    match status.site_file.state {
+        SiteFileState::Invalid => {
+            let mut text = format!("{} is refused:", status.site_file.path);
+            for error in &status.site_file.errors {
+                let place = format!("{}:{}", error.line, error.column);
+                let (field, found, expected) = (&error.field, &error.found, &error.expected);
+                let _ = write!(text, "\n  {place}: {field}: found {found}, expected {expected}");
+                if let Some(hint) = &error.hint {
+                    let _ = write!(text, " ({hint})");
+                }
+            }
+            return Verdict::GiveUp(text);
+        }
+        SiteFileState::Absent if settled => {
+            return Verdict::GiveUp(format!("edge-agent sees no {}", status.site_file.path));
+        }
+        SiteFileState::Absent | SiteFileState::Applied => {}
+    }
+    // What is wrong with the host itself does not pass by waiting; anything else may.
+    let hopeless = |step: &&Step| {
+        step.state == StepState::Failed && (step.attempts >= limits.attempts || step.name == "preflight")
+    };
+    if let Some(step) = status.steps.iter().find(hopeless) {
+        let hint = step.hint.as_ref().map(|hint| format!("\n  what to do: {hint}")).unwrap_or_default();
+        return Verdict::GiveUp(format!("step {} failed: {}{hint}", step.name, step.message));
+    }
+    if status.phase == Phase::Ready { Verdict::Ready } else { Verdict::Wait }
+}
+
+fn late(status: &Status, limits: Limits) -> anyhow::Error {
+    let step = status.steps.iter().find(|step| step.state != StepState::Ready);
+    let what = step.map_or_else(
+        || status.message.clone(),
+        |step| {
+            let hint = step.hint.as_ref().map(|hint| format!("\n  what to do: {hint}")).unwrap_or_default();
+            format!("step {}: {}{hint}", step.name, step.message)
+        },
+    );
+    anyhow!("not ready after {}: {what}", human(limits.ready))
+}
+
+/// Prints what has changed.
+struct Printer {
+    start: Instant,
+    shown: BTreeMap<String, String>,
+}
+
+impl Printer {
+    fn show(&mut self, status: &Status) {
+        for step in &status.steps {
+            match step.state {
+                StepState::Ready => {
+                    let time = step.started.zip(step.finished).map(|(from, to)| took(to.duration_since(from)));
+                    let time = time.map(|time| format!(" in {time}")).unwrap_or_default();
+                    self.line(&step.name, &format!("{}: ready{time}: {}", step.name, step.message));
+                }
+                StepState::Failed => {
+                    let hint = step.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+                    let text = format!("{}: failed, attempt {}: {}{hint}", step.name, step.attempts, step.message);
+                    self.line(&step.name, &text);
+                }
+                StepState::Running => self.line(&step.name, &format!("{}: started", step.name)),
+                StepState::Waiting => self.line(&step.name, &format!("{}: waits: {}", step.name, step.message)),
+                StepState::Pending => {}
+            }
+        }
+        for layer in &status.applications {
+            if matches!(layer.state, StepState::Ready | StepState::Failed) {
+                let verdict = if layer.state == StepState::Ready { "ready".to_owned() } else { layer.message.clone() };
+                self.line(
+                    &format!("layer/{}", layer.name),
+                    &format!("  layer {} ({}): {verdict}", layer.name, layer.kind),
+                );
+            }
+        }
+        for machine in &status.machines {
+            let addresses = machine.addresses.join(", ");
+            let text = format!("  machine {}: {} {addresses}", machine.name, machine.phase);
+            self.line(&format!("machine/{}", machine.name), text.trim_end());
+        }
+    }
+
+    fn line(&mut self, key: &str, text: &str) {
+        if self.shown.get(key).is_none_or(|shown| shown != text) {
+            println!("[{:>10}] {text}", human(self.start.elapsed()));
+            self.shown.insert(key.to_owned(), text.to_owned());
+        }
+    }
+}
+
+fn took(time: jiff::SignedDuration) -> String {
+    human(time.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_api::agent::SiteFile;
+    use std::os::unix::net::UnixListener;
+
+    fn status(phase: Phase, steps: Vec<Step>) -> Status {
+        Status {
+            version: "0".into(),
+            instance: "edge".into(),
+            device_id: None,
+            phase,
+            message: "m".into(),
+            site_file: SiteFile {
+                path: "/x".into(),
+                state: SiteFileState::Applied,
+                errors: vec![],
+                needs_reinstall: vec![],
+            },
+            accelerator: None,
+            steps,
+            applications: vec![],
+            machines: vec![],
+        }
+    }
+
+    fn failed(name: &str, attempts: u32) -> Step {
+        Step {
+            name: name.into(),
+            title: name.into(),
+            state: StepState::Failed,
+            message: "port 10443 is taken".into(),
+            hint: Some("free it".into()),
+            progress: None,
+            started: None,
+            finished: None,
+            attempts,
+        }
+    }
+
+    #[test]
+    fn a_failure_is_final_when_waiting_cannot_help() {
+        let judge = |step| verdict(&status(Phase::Failing, vec![step]), Duration::ZERO, Limits::default());
+        assert_eq!(judge(failed("registry", 1)), Verdict::Wait);
+        for step in [failed("preflight", 1), failed("registry", 4)] {
+            let Verdict::GiveUp(why) = judge(step) else { panic!("goes on") };
+            assert!(why.contains("port 10443 is taken") && why.contains("free it"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_refused_site_file_shows_every_error() {
+        let mut status = status(Phase::Ready, vec![]);
+        status.site_file.state = SiteFileState::Invalid;
+        status.site_file.errors = vec![edge_api::agent::ValidationError {
+            line: 3,
+            column: 7,
+            field: "router.lan_ip".into(),
+            found: "x".into(),
+            expected: "an address".into(),
+            hint: None,
+        }];
+        let Verdict::GiveUp(why) = verdict(&status, Duration::ZERO, Limits::default()) else { panic!("goes on") };
+        assert!(why.contains("3:7: router.lan_ip: found x, expected an address"), "{why}");
+    }
+
+    #[test]
+    fn events_are_followed_over_a_lost_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            for phase in [Phase::Installing, Phase::Ready] {
+                let (mut connection, _) = listener.accept().unwrap();
+                let json = serde_json::to_string(&status(phase, vec![])).unwrap();
+                let log = "event: log\ndata: {}\n\n";
+                write!(connection, "HTTP/1.0 200 OK\r\n\r\n{log}event: status\ndata: {json}\n\n").unwrap();
+            }
+        });
+        let ready = until_ready(&socket, Limits::default(), false, || true).unwrap();
+        assert_eq!(ready.phase, Phase::Ready);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_ended_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = until_ready(&dir.path().join("none"), Limits::default(), false, || false).unwrap_err();
+        assert!(error.to_string().contains("edge-agent ended"), "{error}");
+    }
+}
