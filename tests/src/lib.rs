@@ -9,4 +9,5 @@ pub mod inventory;
 pub mod wait;
 
 pub use control_plane::ControlPlane;
+pub use inventory::Inventory;
 pub use wait::eventually;

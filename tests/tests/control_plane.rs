@@ -5,13 +5,13 @@ use std::path::Path;
 use edge_tests::ControlPlane;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ListParams, ObjectMeta, PostParams};
 
 #[tokio::test]
 async fn serves_our_kinds_and_leaves_nothing() {
     let plane = ControlPlane::start().await.unwrap();
     plane.install_crds().await.unwrap();
-    let machines = Api::<edge_api::VirtualMachine>::all(plane.client()).list(&Default::default()).await.unwrap();
+    let machines = Api::<edge_api::VirtualMachine>::all(plane.client()).list(&ListParams::default()).await.unwrap();
     assert!(machines.items.is_empty());
 
     let from = plane.audit().mark().unwrap();
