@@ -1,0 +1,199 @@
+//! The engine on fake steps.
+
+use edge_api::Instance;
+use edge_api::agent::{Phase, SiteFileState, Status};
+
+use super::*;
+
+const NAMES: [(&str, &str); 3] = [("one", "One"), ("two", "Two"), ("three", "Three")];
+
+/// A step over a counter that stands for what exists outside.
+struct Fake {
+    name: &'static str,
+    world: Rc<World>,
+}
+
+#[derive(Default)]
+struct World {
+    /// Steps whose thing exists.
+    made: RefCell<Vec<&'static str>>,
+    writes: Cell<u32>,
+    probes: Cell<u32>,
+    /// A step that fails this many times.
+    failing: RefCell<BTreeMap<&'static str, u32>>,
+    /// A step that never ends.
+    hanging: Cell<Option<&'static str>>,
+}
+
+impl Step for Fake {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn interruptible(&self) -> bool {
+        true
+    }
+
+    fn ensure<'a>(&'a self, run: &'a Run) -> LocalBoxFuture<'a, Result<Verdict, Failure>> {
+        Box::pin(async move {
+            self.world.probes.set(self.world.probes.get() + 1);
+            if !self.world.made.borrow().contains(&self.name) {
+                run.working("makes it");
+                if self.world.hanging.get() == Some(self.name) {
+                    std::future::pending::<()>().await;
+                }
+                if let Some(n @ 1..) = self.world.failing.borrow_mut().get_mut(self.name) {
+                    *n -= 1;
+                    return Err(Failure::new("at http://u:p@h").hint("look"));
+                }
+                self.world.writes.set(self.world.writes.get() + 1);
+                self.world.made.borrow_mut().push(self.name);
+            }
+            Ok(Verdict::Ready("there".to_owned()))
+        })
+    }
+}
+
+struct Rig {
+    folder: tempfile::TempDir,
+    world: Rc<World>,
+    site: watch::Sender<Option<Arc<SiteConfig>>>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let site = watch::Sender::new(Some(Arc::new(SiteConfig::default())));
+        Self { folder: tempfile::tempdir().unwrap(), world: Rc::default(), site }
+    }
+
+    /// Runs a new engine until `done` holds, then drops it wherever it is.
+    async fn until(&self, done: impl Fn(&Status) -> bool) -> Status {
+        self.until_with(done, |_| {}).await
+    }
+
+    async fn until_with(&self, done: impl Fn(&Status) -> bool, act: impl Fn(&Status)) -> Status {
+        let board = Board::new(&Instance::default(), String::new(), &NAMES);
+        board.edit(|s| s.site_file.state = SiteFileState::Applied);
+        let steps = NAMES.map(|(name, _)| Box::new(Fake { name, world: Rc::clone(&self.world) }) as Box<dyn Step>);
+        let (_events, receiver) = mpsc::channel(1);
+        let engine = Engine::new(
+            steps.into(),
+            board.clone(),
+            self.folder.path().join("steps.json"),
+            self.site.subscribe(),
+            receiver,
+            CancellationToken::new(),
+        );
+        let mut status = board.subscribe();
+        let reached = async {
+            loop {
+                let now = status.borrow_and_update().clone();
+                act(&now);
+                if done(&now) {
+                    return now;
+                }
+                status.changed().await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = engine.run() => panic!("the engine ended"),
+            status = reached => status,
+            () = tokio::time::sleep(Duration::from_secs(600)) => panic!("not reached"),
+        }
+    }
+}
+
+fn ready(status: &Status) -> bool {
+    status.phase == Phase::Ready
+}
+
+#[tokio::test(start_paused = true)]
+async fn steps_run_in_order_to_ready() {
+    let rig = Rig::new();
+    let status = rig.until(ready).await;
+    assert_eq!(*rig.world.made.borrow(), ["one", "two", "three"]);
+    assert!(status.steps.iter().all(|s| s.attempts == 1 && s.finished >= s.started && s.started.is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_a_ready_appliance_writes_nothing_and_keeps_the_times() {
+    let rig = Rig::new();
+    let first = rig.until(ready).await;
+    let record = rig.folder.path().join("steps.json");
+    let written = std::fs::metadata(&record).unwrap().modified().unwrap();
+    let second = rig.until(ready).await;
+    assert_eq!(rig.world.writes.get(), 3);
+    assert_eq!(rig.world.probes.get(), 6, "everything is probed again");
+    assert_eq!(first.steps, second.steps);
+    assert_eq!(std::fs::metadata(&record).unwrap().modified().unwrap(), written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_anywhere_it_reaches_the_same_end() {
+    let rig = Rig::new();
+    for name in ["one", "two", "three"] {
+        rig.world.hanging.set(Some(name));
+        let at = |status: &Status| status.steps.iter().any(|s| s.name == name && s.message == "makes it");
+        rig.until(at).await;
+    }
+    rig.world.hanging.set(None);
+    rig.until(ready).await;
+    assert_eq!(*rig.world.made.borrow(), ["one", "two", "three"]);
+    assert_eq!(rig.world.writes.get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_back_off_and_show_reason_hint_and_attempts() {
+    let rig = Rig::new();
+    rig.world.failing.borrow_mut().insert("two", 3);
+    let begun = Instant::now();
+    let failed = rig.until(|s| s.phase == Phase::Failing && s.steps[1].attempts == 2).await;
+    assert_eq!(failed.steps[1].message, "at http://***@h");
+    assert_eq!(failed.steps[1].hint.as_deref(), Some("look"));
+    assert_eq!(failed.steps[2].state, StepState::Pending);
+    assert_eq!(begun.elapsed().as_secs(), 2, "one pause");
+    // The next engine starts counting anew, with one failure left.
+    let status = rig.until(ready).await;
+    assert_eq!(status.steps[1].attempts, 2);
+    assert_eq!([1, 2, 3, 6, 60].map(|n| back_off(n).as_secs()), [2, 4, 8, 60, 60]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_interrupts_and_starts_over() {
+    let rig = Rig::new();
+    rig.world.hanging.set(Some("two"));
+    let world = Rc::clone(&rig.world);
+    let site = rig.site.clone();
+    let edit = move |status: &Status| {
+        if status.steps[1].message == "makes it" && world.hanging.take().is_some() {
+            let edited = SiteConfig { device_id: Some("store-2".to_owned()), ..SiteConfig::default() };
+            site.send_replace(Some(Arc::new(edited)));
+        }
+    };
+    rig.until_with(ready, edit).await;
+    assert_eq!(rig.world.writes.get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_lost_is_made_again_at_the_resync() {
+    let rig = Rig::new();
+    let world = Rc::clone(&rig.world);
+    let lost = Cell::new(false);
+    let lose = |status: &Status| {
+        if ready(status) && !lost.replace(true) {
+            world.made.borrow_mut().retain(|n| *n != "two");
+        }
+    };
+    let again = |status: &Status| ready(status) && world.writes.get() == 4;
+    let status = rig.until_with(again, lose).await;
+    assert!(status.steps[1].finished > status.steps[0].finished);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_record_costs_only_times() {
+    let rig = Rig::new();
+    rig.until(ready).await;
+    std::fs::write(rig.folder.path().join("steps.json"), "{torn").unwrap();
+    rig.until(ready).await;
+    assert_eq!(rig.world.writes.get(), 3);
+}

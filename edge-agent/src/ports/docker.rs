@@ -1,0 +1,197 @@
+//! docker, by its command line: networks, images and containers of one instance.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::process::ChildStdin;
+
+use super::process::{Error, Program};
+
+/// Label on what this project makes, with the instance's name.
+pub const LABEL: &str = "pcg-edge.io/instance";
+
+/// The docker command.
+#[derive(Clone, Debug)]
+pub struct Docker {
+    program: String,
+}
+
+/// A container, as far as it matters here.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Container {
+    /// Its ID.
+    pub id: String,
+    /// ID of its image.
+    pub image: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// Ports of the host that it is bound to.
+    pub host_ports: Vec<u16>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerJson {
+    id: String,
+    image: String,
+    state: StateJson,
+    host_config: HostConfigJson,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StateJson {
+    running: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfigJson {
+    #[serde(default)]
+    port_bindings: Option<std::collections::BTreeMap<String, Option<Vec<BindingJson>>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct BindingJson {
+    host_port: String,
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self { program: "docker".to_owned() }
+    }
+}
+
+impl Docker {
+    fn command<const N: usize>(&self, args: [&str; N]) -> Program {
+        Program::new(&self.program).args(args)
+    }
+
+    /// Version of the server; fails where it does not answer.
+    pub async fn server_version(&self) -> Result<String, Error> {
+        let program = self.command(["version", "--format", "{{.Server.Version}}"]).deadline(Duration::from_secs(15));
+        Ok(program.run().await?.stdout.trim().to_owned())
+    }
+
+    /// Subnet of a network; `None` where there is no such network.
+    pub async fn network_subnet(&self, name: &str) -> Result<Option<String>, Error> {
+        let format = "{{range .IPAM.Config}}{{.Subnet}} {{end}}";
+        let found = absent(self.command(["network", "inspect", "--format", format, name]).run().await)?;
+        Ok(found.map(|text| text.trim().to_owned()))
+    }
+
+    /// Makes a bridge network with a pinned /24.
+    pub async fn create_network(&self, name: &str, instance: &str, subnet: Ipv4Addr) -> Result<(), Error> {
+        let [a, b, c, _] = subnet.octets();
+        let label = format!("{LABEL}={instance}");
+        let subnet = format!("{subnet}/24");
+        let gateway = format!("{a}.{b}.{c}.1");
+        let args = ["network", "create", "--driver", "bridge", "--subnet", &subnet, "--gateway", &gateway];
+        self.command(args).args(["--label", &label, name]).run().await.map(drop)
+    }
+
+    /// Removes a network; tells whether there was one.
+    pub async fn remove_network(&self, name: &str) -> Result<bool, Error> {
+        Ok(absent(self.command(["network", "rm", name]).run().await)?.is_some())
+    }
+
+    /// ID of an image; `None` where there is no such image.
+    pub async fn image_id(&self, reference: &str) -> Result<Option<String>, Error> {
+        let found = absent(self.command(["image", "inspect", "--format", "{{.Id}}", reference]).run().await)?;
+        Ok(found.map(|text| text.trim().to_owned()))
+    }
+
+    /// Gives an image one more name.
+    pub async fn tag(&self, image: &str, reference: &str) -> Result<(), Error> {
+        self.command(["image", "tag", image, reference]).run().await.map(drop)
+    }
+
+    /// Removes a name of an image, and the image with its last name; tells whether there was one.
+    pub async fn remove_image(&self, reference: &str) -> Result<bool, Error> {
+        Ok(absent(self.command(["image", "rm", reference]).deadline(Duration::from_secs(120)).run().await)?.is_some())
+    }
+
+    /// Loads an archive that `write` streams.
+    pub async fn load<F>(&self, write: F) -> Result<(), Error>
+    where
+        F: AsyncFnOnce(&mut ChildStdin) -> std::io::Result<()>,
+    {
+        self.command(["load", "--quiet"]).deadline(Duration::from_secs(1800)).run_with_input(write).await.map(drop)
+    }
+
+    /// A container; `None` where there is none of that name.
+    pub async fn container(&self, name: &str) -> Result<Option<Container>, Error> {
+        let Some(text) = absent(self.command(["container", "inspect", "--format", "{{json .}}", name]).run().await)?
+        else {
+            return Ok(None);
+        };
+        let json: ContainerJson = serde_json::from_str(&text).map_err(|e| Error::Start {
+            program: "docker container inspect".to_owned(),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, e),
+        })?;
+        let bindings = json.host_config.port_bindings.unwrap_or_default();
+        let host_ports =
+            bindings.into_values().flatten().flatten().filter_map(|b| b.host_port.parse().ok()).collect();
+        Ok(Some(Container { id: json.id, image: json.image, running: json.state.running, host_ports }))
+    }
+
+    /// Starts a stopped container.
+    pub async fn start(&self, name: &str) -> Result<(), Error> {
+        self.command(["container", "start", name]).deadline(Duration::from_secs(120)).run().await.map(drop)
+    }
+
+    /// Last lines of what a container wrote.
+    pub async fn logs(&self, name: &str, lines: u32) -> Result<String, Error> {
+        let output = self.command(["container", "logs", "--tail", &lines.to_string(), name]).run().await?;
+        Ok(output.stdout + &output.stderr)
+    }
+
+    /// Removes a container with its anonymous volumes; tells whether there was one.
+    pub async fn remove_container(&self, name: &str) -> Result<bool, Error> {
+        let program = self.command(["container", "rm", "--force", "--volumes", name]);
+        let existed = self.container(name).await?.is_some();
+        absent(program.deadline(Duration::from_secs(180)).run().await)?;
+        Ok(existed)
+    }
+
+    /// Subnets of all networks with their names, for a check against overlaps.
+    pub async fn networks(&self) -> Result<Vec<(String, String)>, Error> {
+        let names = self.command(["network", "ls", "--format", "{{.Name}}"]).run().await?.stdout;
+        let mut all = Vec::new();
+        for name in names.lines() {
+            if let Some(subnets) = self.network_subnet(name).await? {
+                all.extend(subnets.split_whitespace().map(|s| (name.to_owned(), s.to_owned())));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Turns "no such …" into `None`: not-found is an answer.
+fn absent(result: Result<super::process::Output, Error>) -> Result<Option<String>, Error> {
+    match result {
+        Ok(output) => Ok(Some(output.stdout)),
+        Err(Error::Failed { tail, .. }) if is_absent(&tail) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn is_absent(text: &str) -> bool {
+    let text = text.to_lowercase();
+    text.contains("no such") || (text.contains("network") && text.contains("not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_found_is_told_from_other_failures() {
+        assert!(is_absent("Error: No such network: x"));
+        assert!(is_absent("Error response from daemon: network pcg-x not found"));
+        assert!(is_absent("Error: No such image: a:b"));
+        assert!(!is_absent("Cannot connect to the Docker daemon at unix:///var/run/docker.sock."));
+    }
+}

@@ -1,0 +1,5 @@
+//! Foreign programs, each behind one narrow port (D8): captured output, a deadline, a cancellation.
+
+pub mod docker;
+pub mod kind;
+pub mod process;
