@@ -1,2 +1,7 @@
-//! The people's command line.
-fn main() {}
+//! `edgectl`: the people's command line of an appliance.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edge_agent::ctl::main()
+}

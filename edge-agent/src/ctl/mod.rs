@@ -1,1 +1,166 @@
-//! Commands of `edgectl`.
+//! `edgectl`: checks and applies site files, shows what the agent does, builds profile archives.
+//!
+//! One module per command. Results go to standard output, progress and errors to standard error. Exit codes: 0 done,
+//! 1 failed or invalid, 2 wrong usage, 3 (`status`) not Ready.
+
+mod apply;
+mod check;
+mod error;
+mod logs;
+mod profile;
+mod registry;
+mod status;
+mod text;
+mod vm;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use edge_api::{Instance, agent};
+use edge_client::Client;
+
+use error::Error;
+
+/// Exit code of `status` while the appliance is not Ready.
+const NOT_READY: u8 = 3;
+
+#[derive(Debug, Parser)]
+#[command(name = "edgectl", version, about = "Looks after a PCG-Edge appliance, on the box itself", after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  edgectl template > unattended.yaml             a commented site file to start from
+  edgectl validate unattended.yaml               every error of a site file, with its place
+  edgectl apply unattended.yaml --watch          put it in force, follow until Ready
+  edgectl status                                 steps, applications, machines
+  edgectl logs -f                                what happens, as it happens
+  edgectl vm list                                virtual machines and their addresses
+  edgectl profile build ./profile -o site.tar    make a profile archive of a folder
+
+`edgectl help COMMAND` tells more about a command.";
+
+/// Which appliance of this host.
+#[derive(Args, Debug)]
+struct Place {
+    /// Instance of the appliance, where the host has more than one
+    #[arg(long, global = true, value_name = "NAME", env = "PCG_EDGE_INSTANCE", default_value = "edge")]
+    instance: Instance,
+    /// Folder of the agent [default: /opt/spectrocloud, with -NAME for another instance]
+    #[arg(long, global = true, value_name = "DIR", env = "PCG_EDGE_ROOT")]
+    root: Option<PathBuf>,
+    /// Socket of the agent [default: run/agent.sock below the root]
+    #[arg(long, global = true, value_name = "PATH", env = "PCG_EDGE_SOCKET")]
+    socket: Option<PathBuf>,
+}
+
+impl Place {
+    fn root(&self) -> PathBuf {
+        self.root.clone().unwrap_or_else(|| self.instance.default_root())
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.socket.clone().unwrap_or_else(|| self.root().join(agent::SOCKET)))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a site file: every error at once, with line, column, and what was expected
+    #[command(after_help = "Needs no running agent. Exits with 1 where the file is invalid.
+
+Examples:
+  edgectl validate /opt/spectrocloud/conf/unattended.yaml
+  edgectl validate - < pasted.yaml
+  edgectl validate site.yaml -o json")]
+    Validate(check::Args),
+    /// Check a site file and put it in force
+    #[command(after_help = "The file takes the place of conf/unattended.yaml below the agent's root. Fields that \
+need a reinstall are listed; everything else is applied to the running appliance.
+
+Examples:
+  edgectl apply site.yaml
+  edgectl apply site.yaml --watch")]
+    Apply(apply::Args),
+    /// Steps, applications and machines of the appliance
+    #[command(after_help = "Exits with 0 where the appliance is Ready, else with 3.
+
+Examples:
+  edgectl status
+  edgectl status --watch
+  edgectl status -o json")]
+    Status(status::Args),
+    /// Log of the appliance
+    #[command(after_help = "Examples:
+  edgectl logs --lines 50
+  edgectl logs -f")]
+    Logs(logs::Args),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(vm::Command),
+    /// Profile archives
+    #[command(subcommand)]
+    Profile(profile::Command),
+    /// Local registry
+    #[command(subcommand)]
+    Registry(registry::Command),
+    /// Print a commented site file with every field
+    Template,
+    /// Print the JSON Schema of the site file, for editors
+    Schema,
+}
+
+/// Format of a result.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&cli)) {
+        Ok(code) => code,
+        // Whoever read our output has seen enough (`… | head`).
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: &Cli) -> Result<ExitCode, Error> {
+    let client = cli.place.client();
+    match &cli.command {
+        Command::Validate(args) => check::run(args),
+        Command::Apply(args) => apply::run(args, &client).await,
+        Command::Status(args) => status::run(args, &client).await,
+        Command::Logs(args) => logs::run(args, &client).await,
+        Command::Vm(command) => vm::run(command, &client).await,
+        Command::Profile(command) => profile::run(command),
+        Command::Registry(command) => registry::run(command, &cli.place.root(), &cli.place.instance),
+        Command::Template => text::print(crate::site::TEMPLATE).map(|()| ExitCode::SUCCESS),
+        Command::Schema => text::json(&crate::site::schema(), true).map(|()| ExitCode::SUCCESS),
+    }
+}

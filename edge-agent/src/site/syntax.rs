@@ -64,6 +64,11 @@ pub fn indentation(text: &str, report: &mut Report<'_>) -> bool {
 /// Reports why the parser gave up. `before` is the last thing that it could read.
 pub fn explain(error: &ScanError, place: Place, before: Place, report: &mut Report<'_>) {
     let (found, expected, hint) = words(error.kind());
+    // The parser names the place behind a tab.
+    let place = match report.line(place.line).chars().position(|c| c == '\t') {
+        Some(index) if found == "a tab" => Place { column: u32::try_from(index + 1).unwrap_or(u32::MAX), ..place },
+        _ => place,
+    };
     // The parser notices damage late: a missing quote, for instance, at the end of the file.
     let last_line = report.line(before.line);
     let damaged_before = damage::hint(report.line(place.line)).is_none().then(|| damage::hint(last_line)).flatten();

@@ -1,0 +1,73 @@
+//! Why a command failed.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::text::clean;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Standard output is gone or full.
+    #[error("cannot write the result")]
+    Output(#[source] io::Error),
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent cannot be asked, or said no.
+    #[error(transparent)]
+    Agent(#[from] edge_client::Error),
+    /// A profile folder or archive is not as it has to be.
+    #[error(transparent)]
+    Profile(#[from] edge_profiles::Error),
+    /// A result cannot be written in the format that was asked for.
+    #[error("cannot write the result as {0}")]
+    Format(&'static str),
+    /// A sentence for people and what to do.
+    #[error("{message}")]
+    Other {
+        /// What went wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}
+
+impl Error {
+    pub(super) fn read(path: &Path, source: io::Error) -> Self {
+        Self::Read { path: path.to_owned(), source }
+    }
+
+    pub(super) fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Agent(error) => error.hint(),
+            Self::Other { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+
+    /// Prints the error with its causes and what to do.
+    pub(super) fn print(&self) {
+        let mut line = format!("error: {self}");
+        let mut source = self.source();
+        while let Some(cause) = source {
+            line.push_str(": ");
+            line.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        eprintln!("{}", clean(&line));
+        if let Some(hint) = self.hint() {
+            eprintln!("hint: {}", clean(&hint));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Writing for people and for programs: tables, colours, JSON, YAML, times.
+
+use std::io::{self, IsTerminal, Write};
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde::Serialize;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use super::error::Error;
+
+/// Writes text to standard output.
+pub fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
+}
+
+/// Writes JSON, indented or in one line.
+pub fn json(value: &impl Serialize, pretty: bool) -> Result<(), Error> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    print(&(text.map_err(|_| Error::Format("JSON"))? + "\n"))
+}
+
+/// Writes a YAML document.
+pub fn yaml(value: &impl Serialize) -> Result<(), Error> {
+    // By way of JSON's model, so that both formats have the same fields.
+    let value = serde_json::to_value(value).map_err(|_| Error::Format("YAML"))?;
+    let text = serde_saphyr::to_string(&value).map_err(|_| Error::Format("YAML"))?;
+    print(&text)
+}
+
+/// Text without what could move a terminal's cursor or hide other text; line breaks become spaces.
+pub fn clean(text: &str) -> String {
+    text.chars()
+        .filter(|c| !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+        .map(|c| match c {
+            '\n' | '\t' => ' ',
+            c if c.is_control() => '\u{fffd}',
+            c => c,
+        })
+        .collect()
+}
+
+/// Columns that a text takes on a terminal.
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// Columns that a character takes on a terminal.
+pub fn char_width(c: char) -> usize {
+    c.width().unwrap_or(0)
+}
+
+/// Colours, where standard output is a terminal and nobody asked for none.
+#[derive(Clone, Copy, Debug)]
+pub struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    /// Colours as the surroundings want them.
+    pub fn detect() -> Self {
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+            || std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        Self { on: !plain && io::stdout().is_terminal() }
+    }
+
+    /// No colours.
+    #[cfg(test)]
+    pub const fn none() -> Self {
+        Self { on: false }
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.on && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    pub fn bold(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    pub fn red(self, text: &str) -> String {
+        self.wrap("1;31", text)
+    }
+
+    pub fn green(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    pub fn yellow(self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+
+    pub fn blue(self, text: &str) -> String {
+        self.wrap("1;34", text)
+    }
+}
+
+/// A cell of a table: its text, and how it is shown.
+pub struct Cell {
+    text: String,
+    shown: Option<String>,
+}
+
+impl Cell {
+    /// A cell with a colour; `shown` is `text` with colour codes.
+    pub fn painted(text: &str, shown: String) -> Self {
+        Self { text: text.to_owned(), shown: Some(shown) }
+    }
+}
+
+impl<T: AsRef<str>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self { text: clean(text.as_ref()), shown: None }
+    }
+}
+
+/// Lays out rows below headings. The last column is not padded.
+pub fn table(headings: &[&str], rows: Vec<Vec<Cell>>, paint: Paint) -> String {
+    let head = headings.iter().map(|h| Cell::painted(h, paint.bold(h))).collect();
+    let rows: Vec<Vec<Cell>> = std::iter::once(head).chain(rows).collect();
+    let widths: Vec<usize> = (0..headings.len())
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| width(&cell.text)).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (index, (cell, most)) in row.iter().zip(&widths).enumerate() {
+            line.push_str(cell.shown.as_ref().unwrap_or(&cell.text));
+            if index + 1 < headings.len() {
+                line.push_str(&" ".repeat(most - width(&cell.text) + 2));
+            }
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// A span of time in the two biggest units that tell something: `43s`, `2m05s`, `3h12m`, `5d4h`.
+pub fn span(from: Timestamp, to: Timestamp) -> String {
+    let seconds = to.as_second().saturating_sub(from.as_second()).max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
+        3600..86_400 => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
+/// A moment in the host's time zone, to the second.
+pub fn local(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
