@@ -12,8 +12,12 @@
 //! Every artifact is a folder in the [`cache`], named by the digest of all that it is made from.
 
 pub mod build;
+pub mod bundle;
 pub mod cache;
+pub mod containers;
+pub mod debian;
 pub mod layer;
+pub mod node;
 pub mod oci;
 pub mod pins;
 pub mod process;

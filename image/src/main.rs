@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
 use edge_image::progress::Progress;
-use edge_image::{process, programs};
+use edge_image::{bundle, containers, node, process, programs};
 
 /// Builds the images of a PCG-Edge appliance from pinned Go modules and Debian packages.
 #[derive(Parser)]
@@ -37,6 +37,12 @@ enum Command {
 enum Artifact {
     /// The Go programs: Kubernetes, etcd, containerd, CNI plugins, kind, helm, registry, coredns.
     Programs,
+    /// The kind node image, as an OCI image layout.
+    Node,
+    /// The container images of the bundle, each an OCI image layout.
+    Containers,
+    /// Everything, in one OCI image layout with `pcg-index.json` and the host's programs in `bin/`.
+    Bundle,
 }
 
 fn main() -> ExitCode {
@@ -63,6 +69,15 @@ fn run(cli: Cli) -> Result<()> {
     let context = Context { cache: Cache::open()?, progress: Progress::new(plain), workspace };
     let path = match what {
         Artifact::Programs => programs::ensure(&context)?,
+        Artifact::Node => node::ensure(&context)?.layout,
+        Artifact::Bundle => bundle::ensure(&context)?,
+        Artifact::Containers => {
+            let images = containers::ensure(&context)?;
+            for image in &images {
+                println!("{} {}", image.name, image.layout.display());
+            }
+            images.last().map(|image| image.layout.clone()).unwrap_or_default()
+        }
     };
     println!("{}", path.display());
     Ok(())

@@ -1,0 +1,167 @@
+//! The bundle: every artifact of an appliance in one OCI image layout, with `pcg-index.json` and the host's programs.
+
+use std::path::{Path, PathBuf};
+
+use edge_api::bundle::{Artifact, ArtifactKind, INDEX_FILE, Index, Program};
+
+use crate::build::{Context, Error, Result, mkdir, read_json, write_json};
+use crate::cache::Key;
+use crate::containers::{self, Built};
+use crate::oci::{Layout, link, sha256_file, verify_blob};
+use crate::pins::{DEBIAN, GROUPS, kubernetes_version, source_of};
+use crate::{node, programs};
+
+/// Programs that the agent runs on the host.
+const HOST_PROGRAMS: &[&str] = &["helm", "kind", "kubectl"];
+
+/// Digest over all pins, hexadecimal SHA-256.
+fn pins_digest() -> String {
+    let mut text = format!("{:?}", *DEBIAN);
+    for group in GROUPS {
+        text += group.name;
+        text += group.go_mod;
+        text += group.go_sum;
+        text += &group.ldflags();
+    }
+    crate::cache::hex(&<sha2::Sha256 as sha2::Digest>::digest(text))
+}
+
+/// The bundle's folder.
+pub fn ensure(context: &Context) -> Result<PathBuf> {
+    let mut parts = vec![(ArtifactKind::Node, node::ensure(context)?)];
+    parts.extend(containers::ensure(context)?.into_iter().map(|built| (ArtifactKind::Container, built)));
+    let programs = programs::ensure(context)?;
+    let layouts = parts.iter().map(|(_, built)| format!("{}={}", built.name, built.layout.display()));
+    let key = Key::new("bundle")
+        .with("recipe", include_str!("bundle.rs"))
+        .with("layouts", layouts.collect::<Vec<_>>().join("\n"))
+        .with("programs", programs::key())
+        .finish();
+    context.artifact("bundle", &key, 2, |staging, task| {
+        task.step("linking");
+        let index = assemble(staging, &parts, &programs)?;
+        write_json(&staging.join(INDEX_FILE), &index)?;
+        task.step("verifying");
+        verify(staging)
+    })
+}
+
+fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &Path) -> Result<Index> {
+    let mut layout = Layout::create(staging)?;
+    let mut artifacts = Vec::new();
+    for (kind, built) in parts {
+        let from = Layout::open(&built.layout)?;
+        let image = from.image(&built.name)?.clone();
+        layout.adopt(&from, &image)?;
+        artifacts.push(Artifact {
+            name: built.name.clone(),
+            digest: image.digest.clone(),
+            size: from.parts(&image)?.iter().map(|part| part.size).sum(),
+            kind: *kind,
+            registry: *kind != ArtifactKind::Node,
+            source: built.source.clone(),
+        });
+    }
+    layout.finish()?;
+    artifacts.sort_by(|a, b| a.name.cmp(&b.name));
+
+    let bin = staging.join("bin");
+    mkdir(&bin)?;
+    let mut listed = Vec::new();
+    for name in HOST_PROGRAMS {
+        link(&programs.join(name), &bin.join(name))?;
+        let (digest, size) = sha256_file(&bin.join(name))?;
+        let (name, source) = ((*name).to_owned(), source_of(name));
+        listed.push(Program { name, digest: format!("sha256:{digest}"), size, source });
+    }
+    Ok(Index {
+        format_version: 1,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pins_digest: pins_digest(),
+        kubernetes_version: kubernetes_version().to_owned(),
+        artifacts,
+        programs: listed,
+    })
+}
+
+/// Checks a bundle: every artifact of the index is in the layout, every blob and program has its digest and size.
+pub fn verify(bundle: &Path) -> Result<()> {
+    let index: Index = read_json(&bundle.join(INDEX_FILE))?;
+    let layout = Layout::open(bundle)?;
+    let mut checked = std::collections::BTreeSet::new();
+    for artifact in &index.artifacts {
+        let image = layout.image(&artifact.name)?;
+        if image.digest != artifact.digest {
+            let text = format!("{}: the layout has {}, the index {}", artifact.name, image.digest, artifact.digest);
+            return Err(Error::Mismatch(text));
+        }
+        let parts = layout.parts(image)?;
+        for part in &parts {
+            crate::process::check_interrupt()?;
+            if checked.insert(part.digest.clone()) {
+                verify_blob(&layout, part)?;
+            }
+        }
+        let size: u64 = parts.iter().map(|part| part.size).sum();
+        if size != artifact.size {
+            let text = format!("{}: {size} bytes, the index says {}", artifact.name, artifact.size);
+            return Err(Error::Mismatch(text));
+        }
+    }
+    for program in &index.programs {
+        let path = bundle.join("bin").join(&program.name);
+        let (found, size) = sha256_file(&path)?;
+        if format!("sha256:{found}") != program.digest || size != program.size {
+            let expected = format!("{} of {} bytes", program.digest, program.size);
+            return Err(crate::oci::Error::Digest { path, found, expected }.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Tree;
+    use serde_json::json;
+
+    #[test]
+    fn every_flipped_byte_of_a_bundle_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, programs, bundle) = (dir.path().join("from"), dir.path().join("bin"), dir.path().join("bundle"));
+        for folder in [&from, &programs, &bundle] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        for name in HOST_PROGRAMS {
+            std::fs::write(programs.join(name), format!("program {name}")).unwrap();
+        }
+        let mut layout = Layout::create(&from).unwrap();
+        let mut tree = Tree::default();
+        tree.text("etc/motd", "hello");
+        let layer = containers::put_layer(&layout, &tree).unwrap();
+        layout.put_image("example.io/a:1", &[layer], &json!({})).unwrap();
+        layout.finish().unwrap();
+        let built = Built { name: "example.io/a:1".into(), layout: from, source: "test".into() };
+        let index = assemble(&bundle, &[(ArtifactKind::Container, built)], &programs).unwrap();
+        write_json(&bundle.join(INDEX_FILE), &index).unwrap();
+        verify(&bundle).unwrap();
+
+        let blobs = std::fs::read_dir(bundle.join("blobs/sha256")).unwrap();
+        let bins = std::fs::read_dir(bundle.join("bin")).unwrap();
+        let files: Vec<_> = blobs.chain(bins).map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 6);
+        for file in files {
+            let whole = std::fs::read(&file).unwrap();
+            let mut broken = whole.clone();
+            broken[0] ^= 1;
+            std::fs::write(&file, &broken).unwrap();
+            assert!(verify(&bundle).is_err(), "{}", file.display());
+            std::fs::write(&file, &whole).unwrap();
+        }
+        verify(&bundle).unwrap();
+        let mut other = index.clone();
+        other.artifacts[0].name = "example.io/b:1".into();
+        write_json(&bundle.join(INDEX_FILE), &other).unwrap();
+        assert!(verify(&bundle).is_err());
+    }
+}
