@@ -26,7 +26,8 @@ pub const FINALIZER: &str = "pcg-edge.io/vm-operator";
 pub const LABEL_LAYER: &str = "pcg-edge.io/layer";
 /// Label on every object that a profile brought; its value is the profile's name.
 pub const LABEL_PROFILE: &str = "pcg-edge.io/profile";
-/// Annotation with the digest of the rendered layer an object came from.
+/// Annotation with the digest of a rendered object, for telling whether it has to be written again; on a Helm release, a
+/// label with the first 63 digits of that of the rendered layer.
 pub const ANNOTATION_DIGEST: &str = "pcg-edge.io/layer-digest";
 /// XML namespace of our element in libvirt metadata (D10).
 pub const METADATA_NS: &str = "https://pcg-edge.io/ns/domain/1";
