@@ -40,7 +40,7 @@ pub fn mmdebstrap(packages: &Packages) -> Tool {
         )
 }
 
-/// A base layer in the cache.
+/// A layer in the cache.
 #[derive(Clone, Debug)]
 pub struct Base {
     /// Its folder.
@@ -50,6 +50,12 @@ pub struct Base {
 }
 
 impl Base {
+    /// The layer of a finished folder.
+    pub fn open(dir: PathBuf) -> Result<Self> {
+        let layer = read_json(&dir.join("layer.json"))?;
+        Ok(Self { dir, layer })
+    }
+
     /// The gzip blob.
     pub fn blob(&self) -> PathBuf {
         self.dir.join("layer.tar.gz")
@@ -67,11 +73,10 @@ pub fn ensure_base(context: &Context, name: &str, packages: &Packages) -> Result
         std::fs::remove_file(&tar).map_err(crate::oci::io_at("remove", &tar))?;
         write_json(&staging.join("layer.json"), &layer)
     })?;
-    let layer = read_json(&dir.join("layer.json"))?;
-    Ok(Base { dir, layer })
+    Base::open(dir)
 }
 
-/// Links a base layer's blob into a layout.
+/// Links a layer's blob into a layout.
 pub fn link_base(base: &Base, layout: &crate::oci::Layout) -> Result<()> {
     Ok(link(&base.blob(), &layout.blob(&base.layer.descriptor.digest))?)
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::build::{Context, Error, Result, mkdir, write};
+use crate::build::{Context, Error, Result, mkdir, write, write_json};
 use crate::cache::Key;
 use crate::containers::{self, Built, PAUSE, put_layer};
-use crate::debian::{self, ensure_base, link_base};
+use crate::debian::{self, Base, ensure_base, link_base};
 use crate::layer::{Source, Tree};
 use crate::oci::{Layout, io_at};
 use crate::pins::{DEBIAN, kubernetes_version, source_of};
@@ -79,43 +79,61 @@ pub fn ensure(context: &Context) -> Result<Built> {
     let programs = programs::ensure(context)?;
     let images = containers::ensure_kubernetes(context)?;
     let base = ensure_base(context, "base-node", &DEBIAN.node)?;
-    let path = context.artifact("node", &key, 2, |staging, task| {
-        task.step("filling containerd's store");
-        let scratch = staging.join(".scratch");
-        mkdir(&scratch)?;
-        let store = fill_store(&programs, &images, &scratch)?;
+    let store = ensure_store(context, &programs, &images)?;
+    let path = context.artifact("node", &key, 1, |staging, task| {
         task.step("layer");
         let mut layout = Layout::create(staging)?;
         link_base(&base, &layout)?;
-        let mut tree = tree(&programs);
-        tree.dir("var/lib/containerd", 0o711);
-        tree.folder("var/lib/containerd", &store)?;
-        let layer = put_layer(&layout, &tree)?;
+        link_base(&store, &layout)?;
+        let layer = put_layer(&layout, &tree())?;
         let config = json!({
             "Entrypoint": ["/usr/local/bin/entrypoint"],
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=docker"],
             "StopSignal": "SIGRTMIN+3",
         });
-        layout.put_image(&name(), &[base.layer.clone(), layer], &config)?;
+        layout.put_image(&name(), &[base.layer.clone(), store.layer.clone(), layer], &config)?;
         layout.finish()?;
-        std::fs::remove_dir_all(&scratch).map_err(io_at("remove", &scratch))?;
         Ok(())
     })?;
     Ok(built(path))
 }
 
-/// Everything above the Debian base but containerd's store.
-fn tree(programs: &Path) -> Tree {
+/// The big layer: programs and containerd's store. Apart, so that a changed unit file rebuilds in a second.
+fn ensure_store(context: &Context, programs: &Path, images: &Path) -> Result<Base> {
+    let key = Key::new("node-store")
+        .with("programs", programs::key())
+        .with("images", containers::kubernetes_key())
+        .with("format", "1")
+        .finish();
+    let dir = context.artifact("node-store", &key, 2, |staging, task| {
+        task.step("filling containerd's store");
+        let scratch = staging.join("scratch");
+        mkdir(&scratch)?;
+        let store = fill_store(programs, images, &scratch)?;
+        task.step("compressing");
+        let mut tree = Tree::default();
+        for name in ["containerd", "containerd-shim-runc-v2", "ctr", "kubeadm", "kubectl", "kubelet"] {
+            tree.program(&format!("usr/local/bin/{name}"), programs.join(name));
+        }
+        for dir in ["opt/cni", "opt/cni/bin"] {
+            tree.dir(dir, 0o755);
+        }
+        for name in ["bridge", "host-local", "loopback", "portmap", "ptp"] {
+            tree.program(&format!("opt/cni/bin/{name}"), programs.join(name));
+        }
+        tree.dir("var/lib/containerd", 0o711);
+        tree.folder("var/lib/containerd", &store)?;
+        let layer = tree.write_layer(&staging.join("layer.tar.gz"))?;
+        std::fs::remove_dir_all(&scratch).map_err(io_at("remove", &scratch))?;
+        write_json(&staging.join("layer.json"), &layer)
+    })?;
+    Base::open(dir)
+}
+
+/// Files of our own: units, configuration, scripts.
+fn tree() -> Tree {
     let mut tree = Tree::default();
-    for name in ["containerd", "containerd-shim-runc-v2", "ctr", "kubeadm", "kubectl", "kubelet"] {
-        tree.program(&format!("usr/local/bin/{name}"), programs.join(name));
-    }
-    for name in ["bridge", "host-local", "loopback", "portmap", "ptp"] {
-        tree.program(&format!("opt/cni/bin/{name}"), programs.join(name));
-    }
-    for dir in
-        ["opt/cni", "opt/cni/bin", "etc/cni", "etc/cni/net.d", "etc/containerd", "etc/containerd/certs.d", "kind"]
-    {
+    for dir in ["etc/cni", "etc/cni/net.d", "etc/containerd", "etc/containerd/certs.d", "kind"] {
         tree.dir(dir, 0o755);
     }
     let script = |text: &str| Source::Bytes(text.into());
