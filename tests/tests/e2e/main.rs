@@ -1,0 +1,120 @@
+//! Everything end to end, on an instance of its own, with the commands that people use.
+//!
+//! Needs a prepared host: `cargo xtask test` runs it. Nothing of it may stay behind, whether it passes or fails; set
+//! `PCG_EDGE_KEEP` to look at what a failure left, and remove it with `cargo xtask down --instance e2e`.
+
+mod appliance;
+mod bad_input;
+mod guest;
+mod network;
+mod preflight;
+mod registry;
+mod restart;
+mod site;
+mod steady;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use edge_api::agent::{Phase, StepState};
+use edge_tests::Inventory;
+use edge_tests::inventory::virsh;
+
+use appliance::Appliance;
+
+/// Prints a phase and the time it took.
+async fn phase<T>(name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    println!("--- {name}");
+    let start = Instant::now();
+    let outcome = work.await.with_context(|| name.to_owned());
+    let verdict = if outcome.is_ok() { "done" } else { "FAILED" };
+    println!("--- {name}: {verdict} after {:.1} s", start.elapsed().as_secs_f64());
+    outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_named_before_anything_is_made() -> Result<()> {
+    preflight::a_taken_port_is_named().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_nothing_to_ready_and_back() -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let baseline = phase("baseline", async { baseline() }).await?;
+    let appliance = Appliance::new("e2e", 151, 201)?;
+    let outcome = scenario(&appliance).await;
+    if outcome.is_err() {
+        appliance.print_state();
+    }
+    if outcome.is_err() && std::env::var_os("PCG_EDGE_KEEP").is_some() {
+        return outcome;
+    }
+    let down = phase("down leaves the host as it was", async {
+        appliance.down().await?;
+        anyhow::ensure!(!appliance.root.exists(), "{} is still there", appliance.root.display());
+        let difference = baseline.difference(&Inventory::take()?);
+        anyhow::ensure!(difference.is_empty(), "the host differs:\n{difference}");
+        Ok(())
+    })
+    .await;
+    outcome.and(down)
+}
+
+/// The host before, with its services running.
+fn baseline() -> Result<Inventory> {
+    // libvirt sets up firewall chains of its own with its first network, whoever's it is, and keeps them.
+    let xml = std::env::temp_dir().join("edge-tests-primer.xml");
+    std::fs::write(
+        &xml,
+        "<network><name>edge-tests-primer</name><forward mode='nat'/><bridge name='edgeprimer'/>\
+         <ip address='192.168.153.1' prefix='24'/></network>",
+    )?;
+    virsh(&["net-create", &xml.to_string_lossy()])?;
+    virsh(&["net-destroy", "edge-tests-primer"])?;
+    std::fs::remove_file(xml)?;
+    Inventory::take()
+}
+
+async fn scenario(appliance: &Appliance) -> Result<()> {
+    phase("up, with the agent and the operator killed on the way", restart::up_through_kills(appliance)).await?;
+    phase("every step is ready", async { every_step_is_ready(appliance).await }).await?;
+    phase("the registry asks for a login and serves the bundle", registry::check(appliance)).await?;
+    phase("a pod runs from the registry", registry::a_pod_was_pulled(appliance)).await?;
+    phase("the client has an address from the router", network::lease_in_range(appliance, 100..=150)).await?;
+    phase("the client reaches the WAN through the router", network::through_the_router(appliance)).await?;
+    phase("up again writes nothing", steady::up_again(appliance)).await?;
+    phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
+    phase("an edited range is followed", network::range_is_followed(appliance)).await?;
+    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await
+}
+
+async fn every_step_is_ready(appliance: &Appliance) -> Result<()> {
+    let status = appliance.status().await?;
+    anyhow::ensure!(status.phase == Phase::Ready, "{status:?}");
+    let names: Vec<_> = status.steps.iter().map(|step| step.name.as_str()).collect();
+    anyhow::ensure!(
+        names == ["preflight", "bundle", "system-cluster", "registry", "operator", "system-applications"],
+        "{names:?}"
+    );
+    for step in &status.steps {
+        anyhow::ensure!(step.state == StepState::Ready, "{step:?}");
+        let (started, finished) = step.started.zip(step.finished).with_context(|| format!("{step:?}"))?;
+        println!("    {:20} {:.1} s", step.name, finished.duration_since(started).as_secs_f64());
+    }
+    let layers: Vec<_> = status.applications.iter().map(|layer| (layer.name.as_str(), layer.state)).collect();
+    let ready = ["web", "site-info", "router", "client"].map(|name| (name, StepState::Ready));
+    anyhow::ensure!(layers == ready, "{layers:?}");
+    let since: Vec<_> = status.applications.iter().map(|layer| layer.since).collect();
+    anyhow::ensure!(since.is_sorted(), "layers became ready out of order: {since:?}");
+
+    let accelerator = status.accelerator.context("no accelerator")?;
+    let cpu = std::fs::read_to_string("/proc/cpuinfo")?;
+    if !cpu.contains("vmx") && !cpu.contains("svm") {
+        anyhow::ensure!(accelerator.kind == "tcg" && !accelerator.reason.is_empty(), "{accelerator:?}");
+    }
+    println!("    {}: {}", accelerator.kind, accelerator.reason);
+    Ok(())
+}
+
+/// Most states come within seconds; guests under TCG on two busy cores need minutes.
+const PATIENCE: Duration = Duration::from_mins(10);
