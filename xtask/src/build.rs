@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::command::{command, last_line, run};
-use crate::workspace::{cargo, target};
+use crate::workspace::{cargo, root, target};
 
 /// Packages whose programs run on a host, built in one go so that they share their dependencies.
 const PACKAGES: &[&str] = &["edge-agent", "edge-tui", "edge-image", "vm-operator"];
@@ -26,7 +26,7 @@ pub fn programs() -> Result<PathBuf> {
 /// Has `edge-image` build an artifact, unless the cache has it; returns where it lies.
 pub fn artifact(bin: &Path, name: &str, plain: bool) -> Result<PathBuf> {
     let mut build = command(bin.join("edge-image"));
-    build.args(["build", name]);
+    build.args(["build", name]).current_dir(root());
     // Any Go fetches the one that the pins ask for.
     build.env("GOTOOLCHAIN", "auto").env("PCG_EDGE_BIN", bin);
     if plain || !std::io::stderr().is_terminal() {

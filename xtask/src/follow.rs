@@ -26,7 +26,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let minute = Duration::from_mins(1);
-        Self { answer: minute, ready: 40 * minute, attempts: 4 }
+        Self { answer: minute, ready: 40 * minute, attempts: 6 }
     }
 }
 
@@ -263,7 +263,7 @@ mod tests {
     fn a_failure_is_final_when_waiting_cannot_help() {
         let judge = |step| verdict(&status(Phase::Failing, vec![step]), Duration::ZERO, Limits::default());
         assert_eq!(judge(failed("registry", 1)), Verdict::Wait);
-        for step in [failed("preflight", 1), failed("registry", 4)] {
+        for step in [failed("preflight", 1), failed("registry", 6)] {
             let Verdict::GiveUp(why) = judge(step) else { panic!("goes on") };
             assert!(why.contains("port 10443 is taken") && why.contains("free it"), "{why}");
         }
