@@ -22,6 +22,7 @@ const RECIPE: &[&str] = &[
     include_str!("../files/node/10-bridge.conflist"),
     include_str!("../files/node/containerd.service"),
     include_str!("../files/node/containerd.toml"),
+    include_str!("../files/node/default-storage.yaml"),
     include_str!("../files/node/entrypoint"),
     include_str!("../files/node/kubelet-cgroup"),
     include_str!("../files/node/kubelet.service"),
@@ -154,6 +155,8 @@ fn tree() -> Tree {
         tree.symlink(&format!("{units}/{unit}"), "/dev/null");
     }
     tree.text("kind/version", kubernetes_version());
+    tree.dir("kind/manifests", 0o755);
+    tree.text("kind/manifests/default-storage.yaml", include_str!("../files/node/default-storage.yaml"));
     tree
 }
 
