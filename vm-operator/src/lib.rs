@@ -1,5 +1,13 @@
 //! vm-operator: turns `Appliance`, `VirtualMachineImage` and `VirtualMachine` objects into libvirt networks, pools,
 //! volumes and domains, and reports what became of them.
 
+pub mod appliance;
+pub mod context;
 pub mod errors;
+pub mod identity;
+pub mod image;
 pub mod libvirt;
+pub mod machine;
+pub mod policy;
+pub mod run;
+pub mod status;

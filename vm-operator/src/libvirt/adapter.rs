@@ -104,8 +104,7 @@ impl Hypervisor for Libvirt {
         };
         // A driver may list KVM and yet not be able to say anything about such guests.
         let usable = self.connect.domain_capabilities(None, Some("x86_64"), None, Some("kvm"), 0).is_ok();
-        let accelerator =
-            capabilities::choose(&read.domain_types, (read.virtualization || expanded) && usable);
+        let accelerator = capabilities::choose(&read.domain_types, (read.virtualization || expanded) && usable);
         Ok(HostFacts {
             cpus: node.cpus,
             memory_mib: node.memory / 1024,
@@ -340,13 +339,7 @@ fn state_of(state: virt::domain::DomainState) -> DomainState {
     }
 }
 
-fn send(
-    stream: &Stream,
-    name: &str,
-    length: u64,
-    data: &mut dyn Read,
-    what: impl Fn() -> String,
-) -> Result<(), Error> {
+fn send(stream: &Stream, name: &str, length: u64, data: &mut dyn Read, what: impl Fn() -> String) -> Result<(), Error> {
     let mut buffer = vec![0_u8; CHUNK];
     let mut sent: u64 = 0;
     loop {

@@ -133,9 +133,9 @@ pub fn expanded_has_virtualization(document: &str) -> Result<bool, Error> {
 }
 
 fn has_virtualization(features: &[Feature]) -> bool {
-    features.iter().any(|f| {
-        (f.name == "vmx" || f.name == "svm") && !matches!(f.policy.as_deref(), Some("disable" | "forbid"))
-    })
+    features
+        .iter()
+        .any(|f| (f.name == "vmx" || f.name == "svm") && !matches!(f.policy.as_deref(), Some("disable" | "forbid")))
 }
 
 /// Picks the domain type.

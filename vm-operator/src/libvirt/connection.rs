@@ -8,10 +8,10 @@
 //! One task per URI; it tells [`Hosts`]' listener of every change, so that controllers need not look.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::adapter::Libvirt;
 use super::events::{self, HostEvent, Sink};
@@ -38,14 +38,19 @@ pub enum What {
 /// One hypervisor.
 pub struct Host {
     uri: String,
-    state: RwLock<State>,
-    closed: Arc<Notify>,
+    state: watch::Sender<State>,
+    closed: Notify,
 }
 
+#[derive(Clone)]
 enum State {
-    Down(String),
+    Down { since: Instant, reason: String },
     Up(Arc<dyn Hypervisor>),
 }
+
+/// A connection that comes back within this time was never away, as far as any status is concerned: a restart of
+/// libvirtd, or of this process, is no news.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Host {
     /// Runs `work` with the hypervisor on a thread where it may block.
@@ -54,17 +59,33 @@ impl Host {
         T: Send + 'static,
         F: FnOnce(&dyn Hypervisor) -> Result<T, Error> + Send + 'static,
     {
-        let hypervisor = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Up(hypervisor) => hypervisor.clone(),
-            State::Down(reason) => {
-                return Err(Error::NotConnected { uri: self.uri.clone(), reason: reason.clone() });
-            }
-        };
+        let hypervisor = self.connected().await?;
         tokio::task::spawn_blocking(move || work(&*hypervisor)).await.map_err(|_| Error::Interrupted)?
     }
 
-    fn set(&self, state: State) {
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+    async fn connected(&self) -> Result<Arc<dyn Hypervisor>, Error> {
+        let mut states = self.state.subscribe();
+        loop {
+            let (since, reason) = match states.borrow_and_update().clone() {
+                State::Up(hypervisor) => return Ok(hypervisor),
+                State::Down { since, reason } => (since, reason),
+            };
+            let left = PATIENCE.saturating_sub(since.elapsed());
+            if !matches!(tokio::time::timeout(left, states.changed()).await, Ok(Ok(()))) {
+                return Err(Error::NotConnected { uri: self.uri.clone(), reason });
+            }
+        }
+    }
+
+    /// Notes that the connection is away; the time counts from the first notice.
+    fn down(&self, reason: &str) {
+        self.state.send_modify(|state| {
+            let since = match state {
+                State::Down { since, .. } => *since,
+                State::Up(_) => Instant::now(),
+            };
+            *state = State::Down { since, reason: reason.to_owned() };
+        });
     }
 }
 
@@ -91,8 +112,11 @@ impl Hosts {
         }
         let host = Arc::new(Host {
             uri: uri.to_owned(),
-            state: RwLock::new(State::Down("the first connection is being made".to_owned())),
-            closed: Arc::new(Notify::new()),
+            state: watch::Sender::new(State::Down {
+                since: Instant::now(),
+                reason: "the first connection is being made".to_owned(),
+            }),
+            closed: Notify::new(),
         });
         let task = tokio::spawn(keep_connected(host.clone(), self.news.clone()));
         known.insert(uri.to_owned(), (host.clone(), task.abort_handle()));
@@ -103,7 +127,7 @@ impl Hosts {
     pub fn forget(&self, uri: &str) {
         if let Some((host, task)) = self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(uri) {
             task.abort();
-            host.set(State::Down("no appliance uses it".to_owned()));
+            host.down("no appliance uses it");
         }
     }
 }
@@ -112,12 +136,12 @@ async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
     let mut wait = Duration::from_secs(1);
     loop {
         let uri = host.uri.clone();
-        let sink = sink(&uri, &news, &host.closed);
+        let sink = sink(&host, &news);
         let opened = tokio::task::spawn_blocking(move || Libvirt::open(&uri, &sink)).await;
         match opened.unwrap_or(Err(Error::Interrupted)) {
             Ok(libvirt) => {
                 let libvirt = Arc::new(libvirt);
-                host.set(State::Up(libvirt.clone()));
+                host.state.send_replace(State::Up(libvirt.clone()));
                 tracing::info!(uri = host.uri, "connected to libvirt");
                 wait = Duration::from_secs(1);
                 tell(&news, &host.uri, What::Connected);
@@ -127,7 +151,7 @@ async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
                         break;
                     }
                 }
-                host.set(State::Down("libvirtd closed the connection".to_owned()));
+                host.down("libvirtd closed the connection");
                 tracing::warn!(uri = host.uri, "lost the connection to libvirt");
                 tell(&news, &host.uri, What::Event(HostEvent::Closed));
                 // Closing a connection and taking callbacks back may block.
@@ -136,7 +160,7 @@ async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
             Err(error) => {
                 let reason = crate::errors::chain(&error);
                 tracing::warn!(uri = host.uri, error = reason, "cannot connect to libvirt");
-                host.set(State::Down(reason));
+                host.down(&reason);
                 tell(&news, &host.uri, What::Event(HostEvent::Closed));
             }
         }
@@ -150,14 +174,14 @@ fn tell(news: &mpsc::UnboundedSender<News>, uri: &str, what: What) {
     let _unheard = news.send(News { uri: uri.to_owned(), what });
 }
 
-fn sink(uri: &str, news: &mpsc::UnboundedSender<News>, closed: &Arc<Notify>) -> Sink {
-    let (uri, news, closed) = (uri.to_owned(), news.clone(), closed.clone());
+fn sink(host: &Arc<Host>, news: &mpsc::UnboundedSender<News>) -> Sink {
+    let (host, news) = (host.clone(), news.clone());
     Arc::new(move |event| {
         if event == HostEvent::Closed {
             // The task tells of it once it has seen it.
-            closed.notify_one();
+            host.closed.notify_one();
         } else {
-            tell(&news, &uri, What::Event(event));
+            tell(&news, &host.uri, What::Event(event));
         }
     })
 }

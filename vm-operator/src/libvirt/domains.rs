@@ -6,9 +6,9 @@ use edge_api::names::METADATA_NS;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::Error;
 use super::capabilities::Accelerator;
 use super::xml::{self, Element, element, text};
-use super::Error;
 
 /// A domain that is wanted.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -178,9 +178,7 @@ fn devices(disks: &[Disk], interfaces: &[Interface], console_log: &str, guest_ag
         .attr("type", "pty")
         .child(element("log").attr("file", console_log).attr("append", "on"))
         .child(element("target").attr("port", "0"));
-    let rng = element("rng")
-        .attr("model", "virtio")
-        .child(text("backend", "/dev/urandom").attr("model", "random"));
+    let rng = element("rng").attr("model", "virtio").child(text("backend", "/dev/urandom").attr("model", "random"));
     element("devices")
         .children(disks.iter().enumerate().map(|(index, disk)| disk_element(index, disk)))
         // No USB: idle emulation of its controller costs CPU, and nothing uses it.
@@ -306,10 +304,8 @@ struct ChannelTarget {
 /// Reads a domain.
 pub fn read(document: &str) -> Result<Description, Error> {
     let Document { name, metadata, os, devices } = xml::read("domain", document)?;
-    let marks = metadata
-        .and_then(|m| m.machine)
-        .filter(|m| m.namespace.as_deref() == Some(METADATA_NS))
-        .map(|m| m.marks);
+    let marks =
+        metadata.and_then(|m| m.machine).filter(|m| m.namespace.as_deref() == Some(METADATA_NS)).map(|m| m.marks);
     let devices = devices.unwrap_or(Devices { disks: Vec::new(), channels: Vec::new() });
     let agent_connected = devices
         .channels
@@ -317,8 +313,7 @@ pub fn read(document: &str) -> Result<Description, Error> {
         .filter_map(|c| c.target.as_ref())
         .find(|t| t.name.as_deref() == Some(AGENT_CHANNEL))
         .map(|t| t.state.as_deref() == Some("connected"));
-    let mut files: Vec<String> =
-        devices.disks.into_iter().filter_map(|d| d.source).filter_map(|s| s.file).collect();
+    let mut files: Vec<String> = devices.disks.into_iter().filter_map(|d| d.source).filter_map(|s| s.file).collect();
     files.extend(os.into_iter().flat_map(|os| [os.kernel, os.initrd]).flatten());
     Ok(Description { name, marks, agent_connected, files })
 }

@@ -68,8 +68,7 @@ pub struct Subscription {
 impl Subscription {
     /// Registers for all events the controllers need.
     pub fn new(connect: &Connect, sink: &Sink) -> Result<Self, Error> {
-        let mut made =
-            Self { connect: connect.clone(), domains: Vec::new(), networks: Vec::new(), pools: Vec::new() };
+        let mut made = Self { connect: connect.clone(), domains: Vec::new(), networks: Vec::new(), pools: Vec::new() };
         // SAFETY: `opaque` is a leaked box that `free_sink` takes back when libvirt lets the callback go. On failure
         // libvirt does not call it; the box is taken back here.
         unsafe {
@@ -129,7 +128,11 @@ impl Subscription {
                 opaque,
                 Some(free_sink),
             );
-            if number < 0 { free_sink(opaque) } else { made.networks.push(number) }
+            if number < 0 {
+                free_sink(opaque)
+            } else {
+                made.networks.push(number)
+            }
 
             let callback: unsafe extern "C" fn(_, _, c_int, c_int, *mut c_void) = pool_lifecycle;
             let opaque = leak(sink);

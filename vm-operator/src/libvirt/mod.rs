@@ -77,14 +77,9 @@ impl Error {
     /// True where libvirt says that the object does not exist: for removal that is done (law 1).
     pub fn is_not_found(&self) -> bool {
         let Self::Call { source, .. } = self else { return false };
-        [
-            ErrorNumber::NoDomain,
-            ErrorNumber::NoNetwork,
-            ErrorNumber::NoStoragePool,
-            ErrorNumber::NoStorageVolume,
-        ]
-        .iter()
-        .any(|number| source.code() == (*number).into())
+        [ErrorNumber::NoDomain, ErrorNumber::NoNetwork, ErrorNumber::NoStoragePool, ErrorNumber::NoStorageVolume]
+            .iter()
+            .any(|number| source.code() == (*number).into())
     }
 
     /// True where the guest agent does not answer.

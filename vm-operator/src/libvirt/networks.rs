@@ -57,8 +57,7 @@ impl Network {
     pub fn xml(&self) -> String {
         let Self { name, uuid, appliance, shape } = self;
         // Without spanning tree: a bridge of one host forwards at once instead of after its listening delay.
-        let own_bridge =
-            |name: &str| element("bridge").attr("name", name).attr("stp", "off").attr("delay", "0");
+        let own_bridge = |name: &str| element("bridge").attr("name", name).attr("stp", "off").attr("delay", "0");
         let root = element("network")
             .child(text("name", name))
             .child(text("uuid", uuid.to_string()))
@@ -68,20 +67,17 @@ impl Network {
                 let ip = element("ip").attr("address", address.to_string()).attr("prefix", prefix.to_string());
                 let ip = match dhcp {
                     Some((start, end)) => ip.child(
-                        element("dhcp").child(
-                            element("range").attr("start", start.to_string()).attr("end", end.to_string()),
-                        ),
+                        element("dhcp")
+                            .child(element("range").attr("start", start.to_string()).attr("end", end.to_string())),
                     ),
                     None => ip,
                 };
                 root.child(element("forward").attr("mode", "nat")).child(own_bridge(bridge)).child(ip)
             }
-            Shape::Isolated { bridge } => {
-                root.child(own_bridge(bridge)).child(element("dns").attr("enable", "no"))
+            Shape::Isolated { bridge } => root.child(own_bridge(bridge)).child(element("dns").attr("enable", "no")),
+            Shape::Bridge { bridge } => {
+                root.child(element("forward").attr("mode", "bridge")).child(element("bridge").attr("name", bridge))
             }
-            Shape::Bridge { bridge } => root
-                .child(element("forward").attr("mode", "bridge"))
-                .child(element("bridge").attr("name", bridge)),
             Shape::Foreign => root,
         }
         .document()

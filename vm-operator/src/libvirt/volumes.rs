@@ -58,9 +58,7 @@ impl NewVolume {
             .child(element("target").child(element("format").attr("type", format)).child(permissions));
         match self {
             Self::Overlay { size: _, backing } => root.child(
-                element("backingStore")
-                    .child(text("path", backing))
-                    .child(element("format").attr("type", "qcow2")),
+                element("backingStore").child(text("path", backing)).child(element("format").attr("type", "qcow2")),
             ),
             Self::Raw { .. } | Self::Empty { .. } => root,
         }
@@ -131,8 +129,10 @@ mod tests {
     fn an_overlay_names_its_formats() {
         let xml = NewVolume::Overlay { size: 7, backing: "/pool/pcg-img-00".into() }.xml("v");
         assert_eq!(xml.matches("<format type=\"qcow2\"/>").count(), 2, "{xml}");
-        assert_eq!(read_volume(&xml.replace("</target>", "<path>/p/v</path></target>")).unwrap().backing.as_deref(),
-            Some("/pool/pcg-img-00"));
+        assert_eq!(
+            read_volume(&xml.replace("</target>", "<path>/p/v</path></target>")).unwrap().backing.as_deref(),
+            Some("/pool/pcg-img-00")
+        );
     }
 
     #[test]

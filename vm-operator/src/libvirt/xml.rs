@@ -97,8 +97,7 @@ impl Element {
 
 /// Reads the parts of a document that a type names.
 pub fn read<T: DeserializeOwned>(what: &str, document: &str) -> Result<T, Error> {
-    quick_xml::de::from_str(document)
-        .map_err(|error| Error::Xml { what: what.to_owned(), reason: error.to_string() })
+    quick_xml::de::from_str(document).map_err(|error| Error::Xml { what: what.to_owned(), reason: error.to_string() })
 }
 
 #[cfg(test)]

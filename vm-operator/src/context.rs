@@ -1,0 +1,156 @@
+//! What every reconciler gets: client, caches, hypervisors, and the triggers by which one kind wakes another.
+//!
+//! One watch per kind fills one cache. Whatever else can make an object worth a look (another kind, a Secret, a
+//! libvirt event) sends its reference to the kind's trigger channel:
+//!
+//! ```text
+//!  Secret metadata ─┐
+//!  Appliance ───────┼──► triggers.machines ──► machine controller
+//!  image ───────────┤
+//!  libvirt events ──┘
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
+use kube::core::DeserializeGuard;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::errors::Backoff;
+use crate::image::transfer::Locks;
+use crate::libvirt::connection::Hosts;
+use crate::libvirt::{self, HostFacts};
+use crate::machine::memory::Memories;
+use crate::status::Written;
+
+/// Times that tests shorten.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// How long a guest may take to shut down before its power is cut.
+    pub shutdown: Duration,
+    /// Slow resync behind the events.
+    pub resync: Duration,
+    /// Between two looks for addresses of a guest that has some.
+    pub addresses: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { shutdown: Duration::from_secs(60), resync: Duration::from_secs(600), addresses: Duration::from_secs(60) }
+    }
+}
+
+/// Caches of what the API server has.
+pub struct Stores {
+    /// Appliances.
+    pub appliances: Store<DeserializeGuard<Appliance>>,
+    /// Images.
+    pub images: Store<DeserializeGuard<VirtualMachineImage>>,
+    /// Machines.
+    pub machines: Store<DeserializeGuard<VirtualMachine>>,
+}
+
+/// Sends of the trigger channels.
+#[derive(Clone)]
+pub struct Triggers {
+    /// Appliances to look at.
+    pub appliances: mpsc::UnboundedSender<ObjectRef<DeserializeGuard<Appliance>>>,
+    /// Images to look at.
+    pub images: mpsc::UnboundedSender<ObjectRef<DeserializeGuard<VirtualMachineImage>>>,
+    /// Machines to look at.
+    pub machines: mpsc::UnboundedSender<ObjectRef<DeserializeGuard<VirtualMachine>>>,
+}
+
+/// Everything the reconcilers share.
+pub struct Context {
+    /// API server.
+    pub client: Client,
+    /// Namespace that is watched.
+    pub namespace: String,
+    /// Publishes Kubernetes events.
+    pub recorder: Recorder,
+    /// Hypervisors by URI.
+    pub hosts: Hosts,
+    /// Caches.
+    pub stores: Stores,
+    /// What was written last.
+    pub written: Written,
+    /// Failures by kind and name.
+    pub backoff: Backoff<(&'static str, String)>,
+    /// Locks of image volumes.
+    pub locks: Locks,
+    /// Images that may be transferred at once: each costs CPU for hashing and disk bandwidth.
+    pub transfers: Semaphore,
+    /// What is remembered of machines between reconciles; losing it costs time only.
+    pub memories: Memories,
+    /// Capacity of hosts by URI, read once per connection.
+    pub facts: Mutex<HashMap<String, HostFacts>>,
+    /// Times.
+    pub times: Times,
+}
+
+impl Context {
+    /// API for a kind in the watched namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// An appliance from the cache.
+    pub fn appliance(&self, name: &str) -> Option<Appliance> {
+        get(&self.stores.appliances, &self.namespace, name)
+    }
+
+    /// An image from the cache.
+    pub fn image(&self, name: &str) -> Option<VirtualMachineImage> {
+        get(&self.stores.images, &self.namespace, name)
+    }
+
+    /// Capacity of a host, read once per connection.
+    pub async fn facts(&self, uri: &str) -> Result<HostFacts, libvirt::Error> {
+        let known = self.facts.lock().unwrap_or_else(PoisonError::into_inner).get(uri).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let read = self.hosts.get(uri).call(|libvirt| libvirt.host()).await?;
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).insert(uri.to_owned(), read.clone());
+        Ok(read)
+    }
+
+    /// Forgets the capacity of a host, because it may be another one now.
+    pub fn forget_facts(&self, uri: &str) {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).remove(uri);
+    }
+
+    /// Waits until every cache is filled: before that, what is missing in one may well exist.
+    pub async fn synced(&self) {
+        let Stores { appliances, images, machines } = &self.stores;
+        // An error means that a watch ended, with which the process ends.
+        let _all = tokio::join!(appliances.wait_until_ready(), images.wait_until_ready(), machines.wait_until_ready());
+    }
+
+    /// All machines that can be read.
+    pub fn machines(&self) -> Vec<VirtualMachine> {
+        self.stores.machines.state().iter().filter_map(|guard| guard.0.as_ref().ok().cloned()).collect()
+    }
+
+    /// All images that can be read.
+    pub fn images(&self) -> Vec<VirtualMachineImage> {
+        self.stores.images.state().iter().filter_map(|guard| guard.0.as_ref().ok().cloned()).collect()
+    }
+}
+
+fn get<K>(store: &Store<DeserializeGuard<K>>, namespace: &str, name: &str) -> Option<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + 'static,
+{
+    let reference = ObjectRef::<DeserializeGuard<K>>::new(name).within(namespace);
+    store.get(&reference).and_then(|guard| guard.0.as_ref().ok().cloned())
+}

@@ -1,0 +1,330 @@
+//! The way of an image: validate → observe → plan → apply → status.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use edge_api::names::FINALIZER;
+use edge_api::virtual_machine_image::ImageVolume;
+use edge_api::{VirtualMachineImage, condition};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action as Next;
+use kube::runtime::finalizer::{self, finalizer};
+use kube::{Resource as _, ResourceExt as _};
+use serde_json::json;
+
+use super::apply::{self, fetch, verify};
+use super::plan::{self, Step};
+use super::registry::{self, Registry};
+use super::status;
+use super::validate::{self, Layer, ValidatedImage};
+use crate::appliance::validate::{ValidatedAppliance, validate as validate_appliance};
+use crate::context::Context;
+use crate::errors::chain;
+use crate::libvirt;
+use crate::libvirt::connection::Host;
+use crate::status::{FIELD_MANAGER, Verdict, write};
+
+/// Volumes that an image may have begun to fill, so that its removal finds them even when it never became ready.
+pub const ANNOTATION_VOLUMES: &str = "pcg-edge.io/volumes";
+
+/// Why an image could not be reconciled; tried again with back-off.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused.
+    #[error("API server")]
+    Kube(#[from] kube::Error),
+    /// libvirt refused.
+    #[error("libvirt")]
+    Libvirt(#[from] libvirt::Error),
+    /// A layer did not become a volume.
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
+    /// The registry refused.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// Finalizer.
+    #[error("finalizer")]
+    Finalizer(#[source] Box<finalizer::Error<Error>>),
+    /// Something must go first.
+    #[error("{0}")]
+    InUse(String),
+}
+
+/// What an attempt came to.
+enum Outcome {
+    Ready(Vec<ImageVolume>),
+    /// Waits for a change of something that is watched.
+    Waiting(Verdict),
+}
+
+/// Brings one image into its pool.
+pub async fn reconcile(
+    guard: Arc<DeserializeGuard<VirtualMachineImage>>,
+    context: Arc<Context>,
+) -> Result<Next, Error> {
+    let Ok(image) = &guard.0 else { return Ok(Next::await_change()) };
+    context.synced().await;
+    let api = context.api::<VirtualMachineImage>();
+    let next = finalizer(&api, FINALIZER, Arc::new(image.clone()), |event| async {
+        match event {
+            finalizer::Event::Apply(image) => ensure(&image, &context).await,
+            finalizer::Event::Cleanup(image) => cleanup(&image, &context).await,
+        }
+    })
+    .await
+    .map_err(|error| Error::Finalizer(Box::new(error)))?;
+    context.backoff.reset(&("VirtualMachineImage", image.name_any()));
+    Ok(next)
+}
+
+async fn ensure(image: &VirtualMachineImage, context: &Context) -> Result<Next, Error> {
+    match bring(image, context).await {
+        Ok(Outcome::Ready(volumes)) => {
+            publish(image, context, &Verdict::yes("Ready", "all volumes are there"), Some(&volumes)).await?;
+        }
+        Ok(Outcome::Waiting(verdict)) => publish(image, context, &verdict, None).await?,
+        Err(Error::Apply(apply::Error::Deleted)) => {}
+        Err(Error::Apply(error @ (apply::Error::Refused(_) | apply::Error::CorruptInUse(_)))) => {
+            publish(image, context, &Verdict::no("ImageRefused", chain(&error)), None).await?;
+        }
+        Err(error) => {
+            let reason = match &error {
+                Error::Registry(_) | Error::Apply(apply::Error::Registry(_) | apply::Error::Stream { .. }) => {
+                    "RegistryError"
+                }
+                Error::Apply(apply::Error::Digest { .. }) => "DigestMismatch",
+                Error::Libvirt(libvirt::Error::NotConnected { .. }) => "ApplianceNotReady",
+                _ => "LibvirtError",
+            };
+            publish(image, context, &Verdict::no(reason, chain(&error)), None).await?;
+            return Err(error);
+        }
+    }
+    Ok(Next::requeue(context.times.resync))
+}
+
+async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome, Error> {
+    let waiting = |reason, message: String| Ok(Outcome::Waiting(Verdict::no(reason, message)));
+    let wanted = match validate::validate(&image.spec) {
+        Ok(wanted) => wanted,
+        Err(invalid) => return waiting("Invalid", chain(&invalid)),
+    };
+    let name = &image.spec.appliance;
+    let Some(appliance) = context.appliance(name) else {
+        return waiting("ApplianceNotFound", format!("waits for Appliance {name}"));
+    };
+    let Ok(site) = validate_appliance(&appliance.spec) else {
+        return waiting("ApplianceNotReady", format!("waits for Appliance {name}, whose specification is invalid"));
+    };
+    let conditions = appliance.status.map(|s| s.conditions).unwrap_or_default();
+    if !condition::is_true(&conditions, "StoragePoolsReady") {
+        return waiting("ApplianceNotReady", format!("waits for the storage pools of Appliance {name}"));
+    }
+    let host = context.hosts.get(&appliance.spec.libvirt_uri);
+    let own = image.status.clone().unwrap_or_default();
+    let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
+    let recorded: BTreeSet<String> = old.volumes.iter().map(|v| v.name.clone()).collect();
+    let present = present(&host, &site, recorded).await?;
+    if plan::is_complete(condition::is_true(&old.conditions, "Ready"), &old.volumes, &present) {
+        return Ok(Outcome::Ready(old.volumes));
+    }
+    let secret_name = &site.registry.secret_name;
+    let Some(secret) = context.api::<Secret>().get_opt(secret_name).await? else {
+        return waiting("SecretNotFound", format!("waits for Secret {secret_name} with the registry's login"));
+    };
+    let registry = Registry::new(&site.registry.host, secret_name, &secret)?;
+    let layers = match validate::layers(&registry.manifest(&wanted).await?) {
+        Ok(layers) => layers,
+        Err(invalid) => return waiting("ImageRefused", chain(&invalid)),
+    };
+    claim(image, context, &layers).await?;
+    let transfer = Transfer { image, context, site: &site, host: &host, registry: &registry, wanted: &wanted };
+    let mut volumes = Vec::new();
+    for layer in &layers {
+        volumes.push(transfer.layer(layer, &layers).await?);
+    }
+    Ok(Outcome::Ready(volumes))
+}
+
+async fn present(
+    host: &Host,
+    site: &ValidatedAppliance,
+    names: BTreeSet<String>,
+) -> Result<BTreeSet<String>, libvirt::Error> {
+    let pool = site.image_pool.clone();
+    host.call(move |libvirt| {
+        let mut present = BTreeSet::new();
+        for name in names {
+            if libvirt.volume(&pool, &name)?.is_some() {
+                present.insert(name);
+            }
+        }
+        Ok(present)
+    })
+    .await
+}
+
+/// Notes the volumes before the first byte, so that removal knows them (law 1).
+async fn claim(image: &VirtualMachineImage, context: &Context, layers: &[Layer]) -> Result<(), Error> {
+    let names: Vec<&str> = layers.iter().map(|l| l.volume.as_str()).collect();
+    let names = names.join(" ");
+    if image.annotations().get(ANNOTATION_VOLUMES) == Some(&names) {
+        return Ok(());
+    }
+    let patch = json!({ "metadata": { "annotations": { ANNOTATION_VOLUMES: names } } });
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    context.api::<VirtualMachineImage>().patch_metadata(&image.name_any(), &params, &Patch::Merge(&patch)).await?;
+    Ok(())
+}
+
+/// What one image's transfer needs.
+struct Transfer<'a> {
+    image: &'a VirtualMachineImage,
+    context: &'a Context,
+    site: &'a ValidatedAppliance,
+    host: &'a Host,
+    registry: &'a Registry,
+    wanted: &'a ValidatedImage,
+}
+
+impl Transfer<'_> {
+    async fn layer(&self, layer: &Layer, all: &[Layer]) -> Result<ImageVolume, Error> {
+        let Self { image, context, site, host, registry, wanted } = self;
+        let pool = &site.image_pool;
+        let lock = context.locks.of(pool, &layer.volume);
+        let _held = lock.lock().await;
+        // Another image with the same layer may have brought it while this one waited.
+        let present = present(host, site, BTreeSet::from([layer.volume.clone()])).await?;
+        let recorded: Vec<ImageVolume> = context
+            .images()
+            .into_iter()
+            .filter(|other| other.spec.appliance == image.spec.appliance)
+            .filter_map(|other| other.status)
+            .flat_map(|status| status.volumes)
+            .collect();
+        let step = plan::plan(std::slice::from_ref(layer), &recorded, &present).pop();
+        if let Some(Step::Keep(volume)) = step {
+            return Ok(volume);
+        }
+        let Ok(_slot) = context.transfers.acquire().await else {
+            return Err(libvirt::Error::Interrupted.into());
+        };
+        if let Some(Step::Verify(_)) = step {
+            if let Some(volume) = verify(host, pool, layer).await? {
+                return Ok(volume);
+            }
+            apply::discard(host, pool, layer).await?;
+        }
+        let total: u64 = all.iter().map(|l| l.size).sum();
+        let report = |done: u64| async move {
+            let message = format!(
+                "{} of {} MiB of {:?} have come, {} MiB in all",
+                done >> 20,
+                layer.size >> 20,
+                layer.role,
+                total >> 20
+            );
+            if let Err(error) = publish(image, context, &Verdict::no("Downloading", message), None).await {
+                tracing::debug!(error = chain(&error), "cannot tell of progress");
+            }
+        };
+        report(0).await;
+        let progress = Arc::new(AtomicU64::new(0));
+        let is_deleted = || context.image(&image.name_any()).is_none_or(|i| i.meta().deletion_timestamp.is_some());
+        let fetching = fetch(host, pool, registry, wanted, layer, &progress, is_deleted);
+        Ok(apply::reporting(fetching, &progress, report).await?)
+    }
+}
+
+async fn publish(
+    image: &VirtualMachineImage,
+    context: &Context,
+    ready: &Verdict,
+    volumes: Option<&[ImageVolume]>,
+) -> Result<(), Error> {
+    let own = image.status.clone().unwrap_or_default();
+    let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
+    let new = status::status(&old, image.meta().generation, ready, volumes);
+    let api = context.api::<VirtualMachineImage>();
+    write(context, &api, image, &old, &new, (&old.conditions, &new.conditions)).await?;
+    Ok(())
+}
+
+/// Deletes volumes that no other image claims and nothing depends on.
+async fn cleanup(image: &VirtualMachineImage, context: &Context) -> Result<Next, Error> {
+    let name = image.name_any();
+    let machines = context.machines();
+    let users: Vec<String> = machines
+        .iter()
+        .filter(|m| m.spec.image.as_deref() == Some(&name) && m.spec.appliance == image.spec.appliance)
+        .map(kube::ResourceExt::name_any)
+        .collect();
+    if !users.is_empty() {
+        let message = format!("cannot be deleted while these machines use it: {}", users.join(", "));
+        publish(image, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
+        return Err(Error::InUse(message));
+    }
+    let mut volumes = claimed(image);
+    for other in context.images() {
+        if other.name_any() != name && other.spec.appliance == image.spec.appliance {
+            let others = claimed(&other);
+            volumes.retain(|v| !others.contains(v));
+        }
+    }
+    if !volumes.is_empty() {
+        let Some(appliance) = context.appliance(&image.spec.appliance) else {
+            let message = format!(
+                "waits for Appliance {} to come back: without it nobody knows where {} volumes are",
+                image.spec.appliance,
+                volumes.len()
+            );
+            return Err(Error::InUse(message));
+        };
+        let host = context.hosts.get(&appliance.spec.libvirt_uri);
+        // Identity only: the rest of the specification may be wrong by now.
+        let pool = format!("{}-{}", appliance.spec.instance, appliance.spec.image_pool);
+        let blocked = host.call(move |libvirt| remove(libvirt, &pool, &volumes)).await?;
+        if !blocked.is_empty() {
+            let message = format!("cannot be deleted while it is below {}", blocked.join(", "));
+            publish(image, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
+            return Err(Error::InUse(message));
+        }
+    }
+    if let Some(uid) = image.uid() {
+        context.written.forget(&uid);
+    }
+    Ok(Next::await_change())
+}
+
+/// Volumes that an image has or may have.
+fn claimed(image: &VirtualMachineImage) -> BTreeSet<String> {
+    let noted = image.annotations().get(ANNOTATION_VOLUMES).map(String::as_str).unwrap_or_default();
+    let recorded = image.status.iter().flat_map(|s| s.volumes.iter().map(|v| v.name.clone()));
+    noted.split_whitespace().map(ToOwned::to_owned).chain(recorded).collect()
+}
+
+/// Deletes what nothing depends on; says what something does.
+fn remove(
+    libvirt: &dyn libvirt::Hypervisor,
+    pool: &str,
+    volumes: &BTreeSet<String>,
+) -> Result<Vec<String>, libvirt::Error> {
+    if !libvirt.pools()?.iter().any(|p| p.name == pool && p.active) {
+        return Ok(Vec::new());
+    }
+    libvirt.refresh_pool(pool)?;
+    let mut blocked = Vec::new();
+    for volume in volumes {
+        let Some(found) = libvirt.volume(pool, volume)? else { continue };
+        let users = apply::users(libvirt, &found.path)?;
+        if users.is_empty() {
+            libvirt.delete_volume(pool, volume)?;
+        } else {
+            blocked.extend(users);
+        }
+    }
+    Ok(blocked)
+}

@@ -1,0 +1,326 @@
+//! The way of a machine: dereference → validate → observe → plan → apply → status.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edge_api::names::FINALIZER;
+use edge_api::virtual_machine::{Phase, PowerState};
+use edge_api::{VirtualMachine, condition};
+use k8s_openapi::api::core::v1::Secret;
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action as Next;
+use kube::runtime::finalizer::{self, finalizer};
+use kube::{Resource as _, ResourceExt as _};
+use uuid::Uuid;
+
+use super::apply::{self, apply};
+use super::configdisk::{self, ConfigImage};
+use super::observe::Observed;
+use super::plan::{self, Clock};
+use super::status::{self, Answer, Findings};
+use super::validate::{self, ImageVolumes, Site, ValidatedMachine};
+use super::{addresses, cleanup as removal};
+use crate::appliance::validate::{ValidatedAppliance, validate as validate_appliance};
+use crate::context::Context;
+use crate::errors::chain;
+use crate::libvirt::capabilities::Accelerator;
+use crate::libvirt::connection::Host;
+use crate::libvirt::{self, AddressSource, DomainFacts, DomainState};
+use crate::status::{Verdict, write};
+
+/// Why a machine could not be reconciled; tried again with back-off.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused.
+    #[error("API server")]
+    Kube(#[from] kube::Error),
+    /// libvirt refused.
+    #[error("libvirt")]
+    Libvirt(#[from] libvirt::Error),
+    /// A plan could not be carried out.
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
+    /// Finalizer.
+    #[error("finalizer")]
+    Finalizer(#[source] Box<finalizer::Error<Error>>),
+    /// Something must come back first.
+    #[error("{0}")]
+    Waiting(String),
+}
+
+/// Brings one machine to what its specification says.
+pub async fn reconcile(guard: Arc<DeserializeGuard<VirtualMachine>>, context: Arc<Context>) -> Result<Next, Error> {
+    let Ok(machine) = &guard.0 else { return Ok(Next::await_change()) };
+    context.synced().await;
+    let api = context.api::<VirtualMachine>();
+    let next = finalizer(&api, FINALIZER, Arc::new(machine.clone()), |event| async {
+        match event {
+            finalizer::Event::Apply(machine) => ensure(&machine, &context).await,
+            finalizer::Event::Cleanup(machine) => cleanup(&machine, &context).await,
+        }
+    })
+    .await
+    .map_err(|error| Error::Finalizer(Box::new(error)))?;
+    context.backoff.reset(&("VirtualMachine", machine.name_any()));
+    Ok(next)
+}
+
+async fn ensure(machine: &VirtualMachine, context: &Context) -> Result<Next, Error> {
+    match bring(machine, context).await {
+        Ok((findings, next)) => {
+            publish(machine, context, &findings).await?;
+            Ok(Next::requeue(next))
+        }
+        Err(error) => {
+            let (phase, reason) = match &error {
+                Error::Libvirt(libvirt::Error::NotConnected { .. }) => (None, "ApplianceNotReady"),
+                Error::Apply(apply::Error::Blocked(blocked)) => (Some(Phase::Pending), blocked.reason),
+                Error::Kube(_) | Error::Apply(apply::Error::Kube(_)) => return Err(error),
+                _ => (None, "LibvirtError"),
+            };
+            // A connection that is lost says nothing about the guest (law 3).
+            let phase = phase.or_else(|| Some(machine.status.as_ref()?.phase)).unwrap_or_default();
+            let verdict = Verdict::no(reason, chain(&error));
+            publish(machine, context, &Findings::waiting(phase, verdict)).await?;
+            // The connection's return is an event.
+            if matches!(error, Error::Libvirt(libvirt::Error::NotConnected { .. })) {
+                return Ok(Next::requeue(context.times.resync));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What a machine refers to.
+struct Referenced {
+    appliance: ValidatedAppliance,
+    host: Arc<Host>,
+    accelerator: Accelerator,
+    machine: ValidatedMachine,
+    config_digest: String,
+}
+
+async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, Duration), Error> {
+    let referenced = match dereference(object, context).await? {
+        Ok(referenced) => referenced,
+        Err(findings) => return Ok((findings, context.times.resync)),
+    };
+    let Referenced { appliance: _, host, accelerator, machine, config_digest } = &referenced;
+    let machine = Arc::new(machine.clone());
+    let look = {
+        let machine = machine.clone();
+        host.call(move |libvirt| Observed::look(libvirt, &machine)).await?
+    };
+    let clock = clock(context, machine.id);
+    let plan = match plan::plan(&machine, &look, &apply::recorded(object), config_digest, &clock) {
+        Ok(plan) => plan,
+        Err(blocked) => {
+            let mut findings = status::judge(
+                &machine,
+                look.domain.as_ref(),
+                accelerator,
+                config_digest,
+                &Answer::Silent(String::new()),
+            );
+            findings.phase = if blocked.reason == "ImageNotReady" { Phase::Pending } else { Phase::Failed };
+            findings.ready = Verdict::no(blocked.reason, blocked.message);
+            return Ok((findings, context.times.resync));
+        }
+    };
+    if plan.actions.is_empty() {
+        return Ok(settle(context, &referenced, look.domain, plan.again).await);
+    }
+    if look.domain.is_none() {
+        let preparing = Verdict::no("Preparing", "disks and domain are being made");
+        publish(object, context, &Findings::waiting(Phase::Preparing, preparing)).await?;
+    }
+    apply(context, object, host, &machine, accelerator, plan.actions).await?;
+    let id = machine.id;
+    let domain = host.call(move |libvirt| libvirt.domain(id)).await?;
+    Ok(settle(context, &referenced, domain, plan.again).await)
+}
+
+fn clock(context: &Context, id: Uuid) -> Clock {
+    let now = Instant::now();
+    context.memories.with(id, |memory| Clock {
+        shutting_down: memory.shutdown_since.map(|since| now.saturating_duration_since(since)),
+        asked: memory.shutdown_asked.map(|since| now.saturating_duration_since(since)),
+        start_wait: memory.start_wait(now),
+        deadline: context.times.shutdown,
+    })
+}
+
+/// Looks for addresses, judges, and says when to look again.
+async fn settle(
+    context: &Context,
+    referenced: &Referenced,
+    domain: Option<DomainFacts>,
+    again: Option<Duration>,
+) -> (Findings, Duration) {
+    let Referenced { appliance: _, host, accelerator, machine, config_digest } = referenced;
+    let answer = ask(host, machine, domain.as_ref()).await;
+    let findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer);
+    let running = domain.as_ref().is_some_and(|d| d.state == DomainState::Running);
+    let next = context.memories.with(machine.id, |memory| {
+        if again.is_none() {
+            memory.note_settled();
+        }
+        match &answer {
+            Answer::Addresses(found) if !found.is_empty() => {
+                // The next change of address is looked for from the start.
+                memory.looks = 4;
+                context.times.addresses
+            }
+            _ if running && machine.power == PowerState::Running && !machine.definition.interfaces.is_empty() => {
+                memory.next_look().min(context.times.addresses)
+            }
+            _ => context.times.resync,
+        }
+    });
+    (findings, again.map_or(next, |again| again.min(next)))
+}
+
+async fn ask(host: &Host, machine: &ValidatedMachine, domain: Option<&DomainFacts>) -> Answer {
+    let Some(live) = domain.filter(|d| d.state == DomainState::Running).and_then(|d| d.live.as_ref()) else {
+        return Answer::NotAsked;
+    };
+    let source = if machine.definition.guest_agent { AddressSource::Agent } else { AddressSource::Lease };
+    if source == AddressSource::Agent && live.agent_connected != Some(true) {
+        return Answer::NoAgent;
+    }
+    if machine.definition.interfaces.is_empty() {
+        return Answer::NotAsked;
+    }
+    let id = machine.id;
+    match host.call(move |libvirt| libvirt.addresses(id, source)).await {
+        Ok(found) => Answer::Addresses(addresses::sort(&found, &machine.definition.interfaces)),
+        Err(error) => Answer::Silent(chain(&error)),
+    }
+}
+
+/// Looks everything up that a machine names. The inner error is a state to wait in.
+async fn dereference(object: &VirtualMachine, context: &Context) -> Result<Result<Referenced, Findings>, Error> {
+    let waiting = |phase, reason, message: String| Ok(Err(Findings::waiting(phase, Verdict::no(reason, message))));
+    let spec = &object.spec;
+    let Some(appliance_object) = context.appliance(&spec.appliance) else {
+        return waiting(Phase::Pending, "ApplianceNotFound", format!("waits for Appliance {}", spec.appliance));
+    };
+    let appliance = match validate_appliance(&appliance_object.spec) {
+        Ok(appliance) => appliance,
+        Err(invalid) => {
+            let message = format!("Appliance {} is invalid: {}", spec.appliance, chain(&invalid));
+            return waiting(Phase::Pending, "ApplianceNotReady", message);
+        }
+    };
+    let seed = match &spec.cloud_init_secret {
+        None => None,
+        Some(name) => match secret(context, name).await? {
+            None => return waiting(Phase::Pending, "SecretNotFound", format!("waits for Secret {name}")),
+            Some(files) => Some(configdisk::make("CIDATA", &configdisk::nocloud(files, &spec.id, &object.name_any()))),
+        },
+    };
+    let config = match &spec.config_disk {
+        None => None,
+        Some(disk) => match secret(context, &disk.secret_name).await? {
+            None => {
+                return waiting(Phase::Pending, "SecretNotFound", format!("waits for Secret {}", disk.secret_name));
+            }
+            Some(files) => Some(configdisk::make(&disk.label, &files)),
+        },
+    };
+    let (seed, config): (Option<ConfigImage>, Option<ConfigImage>) = match (seed.transpose(), config.transpose()) {
+        (Ok(seed), Ok(config)) => (seed, config),
+        (Err(error), _) | (_, Err(error)) => {
+            return waiting(Phase::Failed, "ConfigInvalid", chain(&error));
+        }
+    };
+    let (image, image_wait) = image(object, context);
+    let conditions = appliance_object.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let host_status = appliance_object.status.as_ref().and_then(|s| s.host.as_ref());
+    let config_digest = configdisk::digest(seed.as_ref(), config.as_ref());
+    let namespace = object.namespace().unwrap_or_default();
+    let site = Site { appliance: &appliance, host: host_status, image, seed, config };
+    let validated = validate::validate(&namespace, &object.name_any(), spec, site);
+    let machine = match validated {
+        Ok(machine) => machine,
+        Err(invalid) => {
+            // Without its image a machine cannot be judged in full.
+            if let (Some((reason, message)), "Invalid") = (&image_wait, invalid.reason()) {
+                return waiting(Phase::Pending, reason, message.clone());
+            }
+            return waiting(Phase::Failed, invalid.reason(), chain(&invalid));
+        }
+    };
+    if let Some((reason, message)) = image_wait {
+        let phase = if reason == "ImageNotReady" { Phase::Pending } else { Phase::Failed };
+        return waiting(phase, reason, message);
+    }
+    if !condition::is_true(conditions, "StoragePoolsReady") || !condition::is_true(conditions, "Connected") {
+        let why = condition::find(conditions, "Ready").map(|c| c.message.clone()).unwrap_or_default();
+        return waiting(Phase::Pending, "ApplianceNotReady", format!("waits for Appliance {}: {why}", spec.appliance));
+    }
+    let host = context.hosts.get(&appliance_object.spec.libvirt_uri);
+    let accelerator = context.facts(&appliance_object.spec.libvirt_uri).await?.accelerator;
+    Ok(Ok(Referenced { appliance, host, accelerator, machine, config_digest }))
+}
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+async fn secret(context: &Context, name: &str) -> Result<Option<Files>, Error> {
+    let found = context.api::<Secret>().get_opt(name).await?;
+    Ok(found.map(|secret| secret.data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0)).collect()))
+}
+
+type Wait = Option<(&'static str, String)>;
+
+fn image(object: &VirtualMachine, context: &Context) -> (Option<ImageVolumes>, Wait) {
+    let Some(name) = &object.spec.image else { return (None, None) };
+    let Some(image) = context.image(name) else {
+        return (None, Some(("ImageNotFound", format!("there is no VirtualMachineImage {name}"))));
+    };
+    if image.spec.appliance != object.spec.appliance {
+        let message = format!("VirtualMachineImage {name} belongs to Appliance {}", image.spec.appliance);
+        return (None, Some(("ImageNotFound", message)));
+    }
+    let status = image.status.unwrap_or_default();
+    if !condition::is_true(&status.conditions, "Ready") {
+        let why = condition::find(&status.conditions, "Ready").map_or("it was not looked at yet", |c| &c.message);
+        return (None, Some(("ImageNotReady", format!("waits for VirtualMachineImage {name}: {why}"))));
+    }
+    (Some(ImageVolumes::new(&status.volumes)), None)
+}
+
+async fn publish(machine: &VirtualMachine, context: &Context, findings: &Findings) -> Result<(), Error> {
+    let own = machine.status.clone().unwrap_or_default();
+    let old = context.written.newest(machine.uid().as_deref(), machine.resource_version().as_deref(), own);
+    let new = status::status(&old, machine.meta().generation, findings);
+    let api = context.api::<VirtualMachine>();
+    write(context, &api, machine, &old, &new, (&old.conditions, &new.conditions)).await?;
+    Ok(())
+}
+
+async fn cleanup(machine: &VirtualMachine, context: &Context) -> Result<Next, Error> {
+    // Without an identity nothing was ever made.
+    if let Ok(id) = Uuid::try_parse(&machine.spec.id) {
+        let Some(appliance) = context.appliance(&machine.spec.appliance) else {
+            let message = format!(
+                "waits for Appliance {} to come back: without it nobody knows where domain and disks are",
+                machine.spec.appliance
+            );
+            let findings = Findings::waiting(Phase::Deleting, Verdict::no("ApplianceNotFound", message.clone()));
+            publish(machine, context, &findings).await?;
+            return Err(Error::Waiting(message));
+        };
+        let deleting = Verdict::no("Deleting", "domain and disks are being removed");
+        publish(machine, context, &Findings::waiting(Phase::Deleting, deleting)).await?;
+        let host = context.hosts.get(&appliance.spec.libvirt_uri);
+        let instance = appliance.spec.instance.clone();
+        host.call(move |libvirt| removal::remove(libvirt, id, &instance)).await?;
+        context.memories.forget(id);
+    }
+    if let Some(uid) = machine.uid() {
+        context.written.forget(&uid);
+    }
+    Ok(Next::await_change())
+}
