@@ -155,12 +155,73 @@ impl Tree {
         tar.into_inner()?.flush()
     }
 
+    /// Writes everything below a folder; parent folders are made.
+    pub fn write_folder(&self, to: &Path) -> Result<(), Error> {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        for (path, entry) in &self.0 {
+            let path = to.join(path);
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).map_err(io_at("create", parent))?;
+            }
+            let mode = |mode: u32| fs::set_permissions(&path, fs::Permissions::from_mode(mode));
+            if !matches!(entry, Entry::Dir { .. }) && path.symlink_metadata().is_ok() {
+                fs::remove_file(&path).map_err(io_at("replace", &path))?;
+            }
+            let written = match entry {
+                Entry::Dir { mode: bits, .. } => fs::create_dir_all(&path).and_then(|()| mode(*bits)),
+                Entry::File { mode: bits, source: Source::Bytes(bytes), .. } => {
+                    fs::write(&path, bytes).and_then(|()| mode(*bits))
+                }
+                Entry::File { mode: bits, source: Source::Path(from), .. } => {
+                    fs::copy(from, &path).and_then(|_| mode(*bits))
+                }
+                Entry::Symlink { target, .. } => symlink(target, &path),
+                Entry::HardLink { target } => fs::hard_link(to.join(target), &path),
+            };
+            written.map_err(io_at("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Writes an initial RAM disk: a gzip cpio archive in the kernel's `newc` format.
+    pub fn write_initrd(&self, to: &Path) -> Result<(), Error> {
+        let out = BufWriter::new(File::create(to).map_err(io_at("create", to))?);
+        let mut gzip = GzEncoder::new(out, Compression::new(6));
+        self.write_cpio(&mut gzip).map_err(io_at("write", to))?;
+        gzip.finish().and_then(|mut out| out.flush()).map_err(io_at("write", to))
+    }
+
+    fn write_cpio(&self, out: &mut impl Write) -> io::Result<()> {
+        for (number, (path, entry)) in self.0.iter().enumerate() {
+            let (mode, content) = match entry {
+                Entry::Dir { mode, .. } => (0o04_0000 | mode, vec![]),
+                Entry::File { mode, source: Source::Bytes(bytes), .. } => (0o10_0000 | mode, bytes.clone()),
+                Entry::File { mode, source: Source::Path(from), .. } => (0o10_0000 | mode, fs::read(from)?),
+                Entry::Symlink { target, .. } => (0o12_0777, target.to_string_lossy().into_owned().into_bytes()),
+                // The kernel could do without a copy; none of our trees has any.
+                Entry::HardLink { .. } => return Err(io::Error::other("a hard link in an initial RAM disk")),
+            };
+            cpio_entry(out, number as u64 + 1, mode, &path.to_string_lossy(), &content)?;
+        }
+        cpio_entry(out, 0, 0, "TRAILER!!!", &[])
+    }
+
     /// Writes a gzip layer to this file.
     pub fn write_layer(&self, to: &Path) -> Result<Layer, Error> {
         let mut writer = LayerWriter::create(to)?;
         self.write_tar(&mut writer).map_err(io_at("write", to))?;
         writer.finish()
     }
+}
+
+fn cpio_entry(out: &mut impl Write, inode: u64, mode: u32, name: &str, content: &[u8]) -> io::Result<()> {
+    let padding = |length: usize| &[0; 3][..length.wrapping_neg() % 4];
+    // Magic, inode, mode, uid, gid, links, mtime, size, four device numbers, name size with its NUL, checksum.
+    write!(out, "070701{inode:08x}{mode:08x}{:08x}{:08x}{:08x}{EPOCH:08x}{:08x}", 0, 0, 1, content.len())?;
+    write!(out, "{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{name}\0", 0, 0, 0, 0, name.len() + 1, 0)?;
+    out.write_all(padding(110 + name.len() + 1))?;
+    out.write_all(content)?;
+    out.write_all(padding(content.len()))
 }
 
 /// Compresses an existing tar into a layer.
@@ -248,6 +309,41 @@ impl Write for LayerWriter {
 mod tests {
     use super::*;
     use crate::oci::sha256_file;
+
+    #[test]
+    fn the_kernels_cpio_format_is_what_cpio_lists() {
+        let mut tree = Tree::default();
+        tree.dir("bin", 0o755);
+        tree.file("bin/a", 0o755, Source::Bytes(b"12345".to_vec()));
+        tree.symlink("bin/sh", "a");
+        tree.text("init", "x");
+        let mut archive = Vec::new();
+        tree.write_cpio(&mut archive).unwrap();
+        assert_eq!(archive.len() % 4, 0);
+        let text = String::from_utf8_lossy(&archive);
+        let names: Vec<_> = text.match_indices("070701").map(|(at, _)| &text[at + 110..]).collect();
+        let starts = ["bin\0", "bin/a\0", "bin/sh\0", "init\0", "TRAILER!!!\0"];
+        assert_eq!(names.len(), starts.len());
+        for (name, start) in names.iter().zip(starts) {
+            assert!(name.starts_with(start), "{start}");
+        }
+        assert!(names[1].contains("12345"));
+        assert_eq!(&text[14..22], "000041ed");
+    }
+
+    #[test]
+    fn a_folder_gets_files_with_modes_and_links_replaced() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("old"), "old").unwrap();
+        let mut tree = Tree::default();
+        tree.symlink("old", "/dev/null");
+        tree.file("deep/er/tool", 0o755, Source::Bytes(b"x".to_vec()));
+        tree.write_folder(dir.path()).unwrap();
+        assert_eq!(fs::read_link(dir.path().join("old")).unwrap(), Path::new("/dev/null"));
+        let tool = fs::metadata(dir.path().join("deep/er/tool")).unwrap();
+        assert_eq!(tool.permissions().mode() & 0o777, 0o755);
+    }
 
     #[test]
     fn a_layer_is_sorted_keeps_modes_and_links_and_knows_its_digests() {

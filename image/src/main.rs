@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
 use edge_image::progress::Progress;
-use edge_image::{bundle, containers, node, process, programs};
+use edge_image::{bundle, containers, node, process, programs, tiny};
 
 /// Builds the images of a PCG-Edge appliance from pinned Go modules and Debian packages.
 #[derive(Parser)]
@@ -41,6 +41,8 @@ enum Artifact {
     Node,
     /// The container images of the bundle, each an OCI image layout.
     Containers,
+    /// The tiny guest's VM image: kernel and initial RAM disk.
+    Tiny,
     /// Everything, in one OCI image layout with `pcg-index.json` and the host's programs in `bin/`.
     Bundle,
 }
@@ -70,6 +72,7 @@ fn run(cli: Cli) -> Result<()> {
     let path = match what {
         Artifact::Programs => programs::ensure(&context)?,
         Artifact::Node => node::ensure(&context)?.layout,
+        Artifact::Tiny => tiny::ensure(&context)?.layout,
         Artifact::Bundle => bundle::ensure(&context)?,
         Artifact::Containers => {
             let images = containers::ensure(&context)?;
