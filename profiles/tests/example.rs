@@ -1,6 +1,6 @@
 //! The example's profile on its whole way: folder → archive → store → rendered layers.
 
-#![allow(clippy::panic, reason = "this is a test")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "this is a test")]
 
 use std::collections::BTreeMap;
 use std::fs;
