@@ -1,2 +1,7 @@
-//! Scaffold.
-fn main() {}
+//! `edge-tui`: the console of an appliance, on the agent's socket alone.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edge_tui::main()
+}
