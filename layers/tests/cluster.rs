@@ -61,7 +61,7 @@ impl Bed {
         list.iter().map(ResourceExt::name_any).filter(|name| name != "kube-root-ca.crt").collect()
     }
 
-    /// A chart of one ConfigMap per name in `objects`, and any other templates.
+    /// A chart of one `ConfigMap` per name in `objects`, and any other templates.
     fn chart(&self, name: &str, objects: &[&str], more: &str) -> PathBuf {
         let dir = self.scratch.path().join(name);
         let _ = fs::remove_dir_all(&dir);
@@ -95,7 +95,9 @@ fn chart_layer(name: &str, chart_dir: &Path, text: &str) -> RenderedLayer {
     let mut all = Vec::new();
     let mut files: Vec<_> = fs::read_dir(chart_dir.join("templates")).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
-    files.iter().for_each(|file| all.extend(fs::read(file).unwrap()));
+    for file in files {
+        all.extend(fs::read(file).unwrap());
+    }
     all.extend(text.as_bytes());
     let values = json!({"text": text});
     let content = Content::Chart { chart_dir: chart_dir.to_owned(), release: name.to_owned(), namespace, values };
@@ -221,7 +223,7 @@ async fn layers_wait_for_the_health_of_earlier_ones() {
     assert_eq!(states, [("first", StepState::Running), ("first", StepState::Waiting), ("first", StepState::Failed)]);
 
     let mut layers = layers;
-    layers[0].timeout = Duration::from_secs(60);
+    layers[0].timeout = Duration::from_mins(1);
     let (result, ()) = tokio::join!(bed.apply(&layers), make_available(&bed.ctx.client, "web"));
     result.unwrap();
     assert_eq!(bed.names("default").await, ["after"]);
@@ -366,13 +368,13 @@ async fn a_release_that_was_left_unfinished_is_recovered() {
     for (event, status) in [("post-install", "pending-install"), ("post-upgrade", "pending-upgrade")] {
         let stuck = bed.chart("stuck", &["one", event], &hook.replace("EVENT", event));
         let mut layers = [chart_layer("web", &stuck, status)];
-        layers[0].timeout = Duration::from_secs(600);
+        layers[0].timeout = Duration::from_mins(10);
         {
             // Dropped as soon as Helm has said that it is at work: Helm is killed with it.
             let pass = bed.apply(&layers);
             let secrets: Api<Secret> = Api::namespaced(bed.ctx.client.clone(), "shop");
             let labels = format!("owner=helm,name=web,status={status}");
-            let at_work = eventually("Helm at work", Duration::from_secs(60), || async {
+            let at_work = eventually("Helm at work", Duration::from_mins(1), || async {
                 let jobs: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(bed.ctx.client.clone(), "shop");
                 let records = secrets.list(&ListParams::default().labels(&labels)).await?;
                 let hook = jobs.get_opt("hook").await?;

@@ -4,6 +4,7 @@
 //! leading zero is octal (`defaultMode: 0644`). Aliases and tags beyond the core schema are refused: a profile has no
 //! need of them, and a bomb is made of them.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use granit_parser::{Event, Parser, ScalarStyle};
@@ -79,7 +80,7 @@ impl Node {
             Kind::List(items) => Kind::List(items.iter().map(|n| n.render(file, renderer)).collect::<Result<_, _>>()?),
             Kind::Map(entries) => {
                 let mut out: Vec<(Key, Node)> = Vec::with_capacity(entries.len());
-                let mut seen = std::collections::HashSet::new();
+                let mut seen = HashSet::new();
                 for (key, node) in entries {
                     let text = renderer.text(&key.text).map_err(located(key.line))?;
                     if !seen.insert(text.clone()) {
@@ -116,7 +117,16 @@ pub(crate) fn parse_one(file: &str, text: &str) -> Result<Node, Error> {
 
 enum Open {
     List(usize, Vec<Node>),
-    Map(usize, Vec<(Key, Node)>, Option<Key>),
+    Map(OpenMap),
+}
+
+/// A mapping that is being read.
+struct OpenMap {
+    line: usize,
+    entries: Vec<(Key, Node)>,
+    pending: Option<Key>,
+    /// Keys so far: looking through `entries` would take forever in a hostile file.
+    keys: HashSet<String>,
 }
 
 struct Builder<'f> {
@@ -148,10 +158,13 @@ impl Builder<'_> {
                 Err(self.tag(line))
             }
             Event::SequenceStart(..) => self.begin(Open::List(line, Vec::new()), line),
-            Event::MappingStart(..) => self.begin(Open::Map(line, Vec::new(), None), line),
+            Event::MappingStart(..) => {
+                let map = OpenMap { line, entries: Vec::new(), pending: None, keys: HashSet::new() };
+                self.begin(Open::Map(map), line)
+            }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some(Open::List(line, items)) => self.push(Node { line, kind: Kind::List(items) }),
-                Some(Open::Map(line, entries, _)) => self.push(Node { line, kind: Kind::Map(entries) }),
+                Some(Open::Map(map)) => self.push(Node { line: map.line, kind: Kind::Map(map.entries) }),
                 None => Ok(()),
             },
             _ => Ok(()),
@@ -163,7 +176,7 @@ impl Builder<'_> {
     }
 
     fn begin(&mut self, open: Open, line: usize) -> Result<(), Error> {
-        if let Some(Open::Map(_, _, None)) = self.open.last() {
+        if matches!(self.open.last(), Some(Open::Map(map)) if map.pending.is_none()) {
             let hint = "a key has to be a text; a template as a value needs quotes: key: \"{{ … }}\"";
             return Err(Error::invalid(self.file, line, hint));
         }
@@ -182,9 +195,9 @@ impl Builder<'_> {
         match self.open.last_mut() {
             None => self.done.push(node),
             Some(Open::List(_, items)) => items.push(node),
-            Some(Open::Map(_, entries, pending)) => {
-                if let Some(key) = pending.take() {
-                    entries.push((key, node));
+            Some(Open::Map(map)) => {
+                if let Some(key) = map.pending.take() {
+                    map.entries.push((key, node));
                     return Ok(());
                 }
                 let text = match node.kind {
@@ -192,10 +205,10 @@ impl Builder<'_> {
                     Kind::Scalar(value) => value.to_string(),
                     Kind::List(_) | Kind::Map(_) => return Ok(()),
                 };
-                if entries.iter().any(|(key, _)| key.text == text) {
+                if !map.keys.insert(text.clone()) {
                     return Err(Error::invalid(self.file, node.line, format!("key {text:?} is there twice")));
                 }
-                *pending = Some(Key { line: node.line, text });
+                map.pending = Some(Key { line: node.line, text });
             }
         }
         Ok(())
