@@ -125,7 +125,11 @@ impl Agent {
     }
 
     fn unit(&self) -> String {
-        format!("pcg-edge-{}.service", self.instance)
+        if self.instance == Instance::default() {
+            "edge-agent.service".to_owned()
+        } else {
+            format!("edge-agent-{}.service", self.instance)
+        }
     }
 }
 

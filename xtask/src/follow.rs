@@ -2,15 +2,19 @@
 //! without somebody.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use edge_api::agent::{Phase, SiteFileState, Status, Step, StepState};
+use edge_client::{Client, Event};
 
 use crate::table::human;
+
+/// The agent looks at a change at once: a Ready that lasts this long is about it.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How often time itself is looked at.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Limits of waiting.
 #[derive(Clone, Copy)]
@@ -45,79 +49,81 @@ enum Verdict {
 /// # Errors
 /// A step that failed, with its reason and what to do; a site file that is refused; an agent that ended; time.
 pub fn until_ready(socket: &Path, limits: Limits, moving: bool, alive: impl Fn() -> bool) -> Result<Status> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let start = Instant::now();
-    let mut printer = Printer { start, shown: BTreeMap::new() };
-    let mut answered = start;
-    let mut last: Option<Status> = None;
-    // The agent looks at a change at once; a Ready that lasts this long is about it.
-    let mut settle = moving.then_some(Duration::from_secs(5));
-    let mut ready_since: Option<Instant> = None;
-    loop {
-        let mut judge = |status: Option<Status>| -> Option<Result<Status>> {
-            if let Some(status) = status {
-                answered = Instant::now();
-                printer.show(&status);
-                last = Some(status);
+    let mut wait = Wait {
+        limits,
+        start,
+        printer: Printer { start, shown: BTreeMap::new() },
+        last: None,
+        settle: moving.then_some(SETTLE),
+        ready_since: None,
+    };
+    runtime.block_on(async {
+        let client = Client::new(socket);
+        let mut answered = start;
+        loop {
+            match connection(&client, &mut wait, &mut answered).await {
+                Ok(Some(outcome)) => return outcome,
+                _ if !alive() => return Err(anyhow!("edge-agent ended")),
+                Err(error) if answered.elapsed() > limits.answer => return Err(error.into()),
+                Ok(None) | Err(_) => tokio::time::sleep(TICK).await,
             }
-            let status = last.as_ref()?;
-            match verdict(status, start.elapsed(), limits) {
-                Verdict::Ready => {
-                    let since = *ready_since.get_or_insert_with(Instant::now);
-                    let settled = settle.is_none_or(|settle| since.elapsed() >= settle);
-                    settled.then(|| Ok(status.clone()))
-                }
-                Verdict::GiveUp(why) => Some(Err(anyhow!(why))),
-                Verdict::Wait => {
-                    (ready_since, settle) = (None, None);
-                    (start.elapsed() > limits.ready).then(|| Err(late(status, limits)))
-                }
-            }
-        };
-        let ended = stream(socket, &mut judge);
-        match ended {
-            Ok(Some(outcome)) => return outcome,
-            Ok(None) | Err(_) if !alive() => return Err(anyhow!("edge-agent ended")),
-            Err(error) if answered.elapsed() > limits.answer => {
-                return Err(error.context(format!("no answer from edge-agent on {}", socket.display())));
-            }
-            Ok(None) | Err(_) => {}
         }
-        std::thread::sleep(Duration::from_millis(200));
+    })
+}
+
+/// Judges every status of one connection, and the last one again at every tick; none where the connection ended.
+async fn connection(
+    client: &Client,
+    wait: &mut Wait,
+    answered: &mut Instant,
+) -> Result<Option<Result<Status>>, edge_client::Error> {
+    let mut events = client.events().await?;
+    loop {
+        let status = match tokio::time::timeout(TICK, events.next()).await {
+            Err(_) => None,
+            Ok(event) => match event? {
+                Some(Event::Status(status)) => Some(*status),
+                Some(Event::Log(_)) => None,
+                None => return Ok(None),
+            },
+        };
+        *answered = Instant::now();
+        if let Some(outcome) = wait.judge(status) {
+            return Ok(Some(outcome));
+        }
     }
 }
 
-/// Hands every status of one connection to `judge`, and none once a second, until it has an outcome.
-fn stream<T>(socket: &Path, judge: &mut impl FnMut(Option<Status>) -> Option<T>) -> Result<Option<T>> {
-    let mut connection = UnixStream::connect(socket)?;
-    connection.set_read_timeout(Some(Duration::from_secs(1)))?;
-    // HTTP/1.0, so that the body comes as it is, without chunks, until the connection ends.
-    connection.write_all(b"GET /v1/events HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")?;
-    let mut reader = BufReader::new(connection);
-    let (mut event, mut bytes) = (String::new(), Vec::new());
-    loop {
-        match reader.read_until(b'\n', &mut bytes) {
-            Ok(0) => return Ok(None),
-            Ok(_) if bytes.ends_with(b"\n") => {}
-            Ok(_) => continue,
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-                if let Some(outcome) = judge(None) {
-                    return Ok(Some(outcome));
-                }
-                continue;
-            }
-            Err(error) => return Err(error.into()),
+struct Wait {
+    limits: Limits,
+    start: Instant,
+    printer: Printer,
+    last: Option<Status>,
+    /// How long a Ready must last.
+    settle: Option<Duration>,
+    ready_since: Option<Instant>,
+}
+
+impl Wait {
+    fn judge(&mut self, status: Option<Status>) -> Option<Result<Status>> {
+        if let Some(status) = status {
+            self.printer.show(&status);
+            self.last = Some(status);
         }
-        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        bytes.clear();
-        if let Some(name) = line.strip_prefix("event:") {
-            name.trim().clone_into(&mut event);
-        } else if let Some(data) = line.strip_prefix("data:").filter(|_| event == "status") {
-            let status = serde_json::from_str(data).context("a status of the agent")?;
-            if let Some(outcome) = judge(Some(status)) {
-                return Ok(Some(outcome));
+        let status = self.last.as_ref()?;
+        match verdict(status, self.start.elapsed(), self.limits) {
+            Verdict::Ready => {
+                let since = *self.ready_since.get_or_insert_with(Instant::now);
+                let settled = self.settle.is_none_or(|settle| since.elapsed() >= settle);
+                settled.then(|| Ok(status.clone()))
             }
-        } else if line.starts_with("HTTP/") && !line.contains(" 200") {
-            return Err(anyhow!("edge-agent answered {line}"));
+            Verdict::GiveUp(why) => Some(Err(anyhow!(why))),
+            Verdict::Wait => {
+                (self.ready_since, self.settle) = (None, None);
+                (self.start.elapsed() > self.limits.ready).then(|| Err(late(status, self.limits)))
+            }
         }
     }
 }
@@ -223,6 +229,7 @@ fn took(time: jiff::SignedDuration) -> String {
 mod tests {
     use super::*;
     use edge_api::agent::SiteFile;
+    use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixListener;
 
     fn status(phase: Phase, steps: Vec<Step>) -> Status {
@@ -293,9 +300,10 @@ mod tests {
         let server = std::thread::spawn(move || {
             for phase in [Phase::Installing, Phase::Ready] {
                 let (mut connection, _) = listener.accept().unwrap();
+                assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
                 let json = serde_json::to_string(&status(phase, vec![])).unwrap();
                 let log = "event: log\ndata: {}\n\n";
-                write!(connection, "HTTP/1.0 200 OK\r\n\r\n{log}event: status\ndata: {json}\n\n").unwrap();
+                write!(connection, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{log}event: status\ndata: {json}\n\n").unwrap();
             }
         });
         let ready = until_ready(&socket, Limits::default(), false, || true).unwrap();
