@@ -1,0 +1,122 @@
+//! The example's profile against a real API server with our CRDs: what is rendered is valid, and a second pass writes
+//! nothing. The test plays the controllers that would make workloads available and machines ready.
+
+#![allow(clippy::unwrap_used, reason = "this is a test")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use edge_api::names::NAMESPACE;
+use edge_api::{VirtualMachine, VirtualMachineImage};
+use edge_layers::{Context, Helm, Report, apply};
+use edge_profiles::{
+    Limits, RenderContext, RenderedLayer, SiteProperties, build_archive, load, publish_archive, render,
+};
+use edge_tests::ControlPlane;
+use edge_tests::control_plane::programs_dir;
+use edge_tests::wait::{Seen, eventually};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, NamespaceResourceScope};
+use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
+
+fn rendered(scratch: &Path, dhcp_end: &str) -> Vec<RenderedLayer> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/site/profile");
+    let archive = scratch.join("profile.tar");
+    build_archive(&source, &archive).unwrap();
+    let published = publish_archive(&archive, &scratch.join("store"), &Limits::default()).unwrap();
+    let some = |text: &str| Some(text.to_owned());
+    let site = SiteProperties {
+        device_id: "store-1".to_owned(),
+        instance: "edge".to_owned(),
+        lan_cidr: some("192.168.200.1/24"),
+        wan_cidr: some("192.168.150.2/24"),
+        wan_gateway: some("192.168.150.1"),
+        dhcp_start: some("192.168.200.100"),
+        dhcp_end: some(dhcp_end),
+        ..SiteProperties::default()
+    };
+    let image = |name: &str, digit: &str| (name.to_owned(), format!("sha256:{}", digit.repeat(64)));
+    let ctx = RenderContext {
+        site,
+        appliance_id: edge_api::instance::derive("test"),
+        namespace: NAMESPACE.to_owned(),
+        images: BTreeMap::from([image("pcg-edge.io/vm/router:1", "a"), image("pcg-edge.io/vm/tiny:1", "b")]),
+    };
+    render(&load(&published.dir).unwrap(), &ctx).unwrap()
+}
+
+/// Waits for an object and says in its status that all is well with its present generation.
+async fn make_ready<K>(client: Client, namespace: &str, name: &str)
+where
+    K: Resource<Scope = NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    let resource = ApiResource::erase::<K>(&K::DynamicType::default());
+    let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+    let object = eventually(&format!("{} {name}", resource.kind), Duration::from_mins(1), || async {
+        let found = api.get_opt(name).await?;
+        Ok::<_, kube::Error>(found.map_or_else(|| Seen::NotYet("nothing".to_owned()), Seen::Done))
+    })
+    .await
+    .unwrap();
+    let generation = object.metadata.generation;
+    let status = if resource.kind == "Deployment" {
+        json!({"observedGeneration": generation, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1})
+    } else {
+        let ready = json!({"type": "Ready", "status": "True", "reason": "AsAsked", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation});
+        json!({"observedGeneration": generation, "conditions": [ready]})
+    };
+    let patch = Patch::Merge(json!({"status": status}));
+    api.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_is_applied_and_followed() {
+    let plane = ControlPlane::start().await.unwrap();
+    plane.install_crds().await.unwrap();
+    let client = plane.client();
+    let helm = Helm { program: programs_dir().unwrap().join("helm"), kubeconfig: plane.kubeconfig() };
+    let ctx = Context { client: client.clone(), helm };
+    let scratch = tempfile::tempdir().unwrap();
+
+    let layers = rendered(scratch.path(), "192.168.200.150");
+    let controllers = async {
+        make_ready::<Deployment>(client.clone(), "web", "web").await;
+        make_ready::<VirtualMachineImage>(client.clone(), NAMESPACE, "router-aaaaaaaaaaaa").await;
+        make_ready::<VirtualMachine>(client.clone(), NAMESPACE, "router").await;
+        make_ready::<VirtualMachineImage>(client.clone(), NAMESPACE, "tiny-bbbbbbbbbbbb").await;
+        make_ready::<VirtualMachine>(client.clone(), NAMESPACE, "client").await;
+    };
+    let observer = |_| {};
+    let (result, ()) = tokio::join!(apply(&ctx, &layers, &observer), controllers);
+    assert_eq!(
+        result.unwrap().written,
+        [
+            "Release web/web",
+            "ConfigMap default/site-info",
+            "VirtualMachineImage pcg-edge-system/router-aaaaaaaaaaaa",
+            "Secret pcg-edge-system/router-files",
+            "VirtualMachine pcg-edge-system/router",
+            "VirtualMachineImage pcg-edge-system/tiny-bbbbbbbbbbbb",
+            "VirtualMachine pcg-edge-system/client",
+        ]
+    );
+    let mark = plane.audit().mark().unwrap();
+    assert_eq!(apply(&ctx, &layers, &observer).await.unwrap(), Report::default());
+    assert_eq!(plane.audit().writes_since(mark, |_| true).unwrap(), []);
+
+    // a new range reaches the router's files, and neither the machine's object nor the client.
+    let vms: Api<VirtualMachine> = Api::namespaced(client.clone(), NAMESPACE);
+    let before = vms.get("router").await.unwrap();
+    let report = apply(&ctx, &rendered(scratch.path(), "192.168.200.180"), &observer).await.unwrap();
+    assert_eq!(report.written, ["ConfigMap default/site-info", "Secret pcg-edge-system/router-files"]);
+    assert_eq!(vms.get("router").await.unwrap().resource_version(), before.resource_version());
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let config = secrets.get("router-files").await.unwrap().data.unwrap().remove("config.xml").unwrap();
+    assert!(String::from_utf8(config.0).unwrap().contains("<end>192.168.200.180</end>"));
+}
