@@ -302,8 +302,10 @@ mod tests {
                 let (mut connection, _) = listener.accept().unwrap();
                 assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
                 let json = serde_json::to_string(&status(phase, vec![])).unwrap();
-                let log = "event: log\ndata: {}\n\n";
-                write!(connection, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{log}event: status\ndata: {json}\n\n").unwrap();
+                let log = r#"{"time": "2026-01-01T00:00:00Z", "level": "info", "step": null, "message": "m"}"#;
+                let log = format!("event: log\ndata: {log}\n\n");
+                write!(connection, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{log}event: status\ndata: {json}\n\n")
+                    .unwrap();
             }
         });
         let ready = until_ready(&socket, Limits::default(), false, || true).unwrap();
