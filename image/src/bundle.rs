@@ -9,7 +9,7 @@ use crate::cache::Key;
 use crate::containers::{self, Built};
 use crate::oci::{Layout, link, sha256_file, verify_blob};
 use crate::pins::{DEBIAN, GROUPS, kubernetes_version, source_of};
-use crate::{node, programs, tiny};
+use crate::{node, programs, router_image, tiny};
 
 /// Programs that the agent runs on the host.
 const HOST_PROGRAMS: &[&str] = &["helm", "kind", "kubectl"];
@@ -30,6 +30,7 @@ fn pins_digest() -> String {
 pub fn ensure(context: &Context) -> Result<PathBuf> {
     let mut parts = vec![(ArtifactKind::Node, node::ensure(context)?)];
     parts.extend(containers::ensure(context)?.into_iter().map(|built| (ArtifactKind::Container, built)));
+    parts.push((ArtifactKind::Vm, router_image::ensure(context)?));
     parts.push((ArtifactKind::Vm, tiny::ensure(context)?));
     let programs = programs::ensure(context)?;
     let layouts = parts.iter().map(|(_, built)| format!("{}={}", built.name, built.layout.display()));

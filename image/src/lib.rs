@@ -24,5 +24,7 @@ pub mod pins;
 pub mod process;
 pub mod programs;
 pub mod progress;
+pub mod router;
+pub mod router_image;
 pub mod runc;
 pub mod tiny;

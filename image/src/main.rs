@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
 use edge_image::progress::Progress;
-use edge_image::{bundle, containers, node, process, programs, tiny};
+use edge_image::{bundle, containers, node, process, programs, router_image, tiny};
 
 /// Builds the images of a PCG-Edge appliance from pinned Go modules and Debian packages.
 #[derive(Parser)]
@@ -41,6 +41,8 @@ enum Artifact {
     Node,
     /// The container images of the bundle, each an OCI image layout.
     Containers,
+    /// The site router's VM image: kernel, initial RAM disk and disk.
+    Router,
     /// The tiny guest's VM image: kernel and initial RAM disk.
     Tiny,
     /// Everything, in one OCI image layout with `pcg-index.json` and the host's programs in `bin/`.
@@ -72,6 +74,7 @@ fn run(cli: Cli) -> Result<()> {
     let path = match what {
         Artifact::Programs => programs::ensure(&context)?,
         Artifact::Node => node::ensure(&context)?.layout,
+        Artifact::Router => router_image::ensure(&context)?.layout,
         Artifact::Tiny => tiny::ensure(&context)?.layout,
         Artifact::Bundle => bundle::ensure(&context)?,
         Artifact::Containers => {

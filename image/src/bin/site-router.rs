@@ -1,0 +1,79 @@
+//! Runs once at boot in the site router's guest, before the network: finds the disk labelled `PCGCONFIG`, checks
+//! `config.xml`, writes the network's files, loads the packet filter, and turns forwarding on last. Whatever is wrong
+//! is said on the console, and then nothing is configured: no network, no DHCP, no forwarding.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use edge_image::router::config::{self, Config};
+use edge_image::router::render;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+const DISK: &str = "/dev/disk/by-label/PCGCONFIG";
+const MOUNT_POINT: &str = "/run/site-router/config";
+/// How long the disk may take to appear; under emulation udev needs seconds.
+const DISK_DEADLINE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(config) => {
+            let (start, end) = config.dhcp;
+            println!(
+                "site-router: WAN {} via {}, LAN {}, DHCP {start} to {end} for {} s",
+                config.wan, config.gateway, config.lan, config.lease_seconds
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("site-router: NOT CONFIGURED: {error:#}");
+            println!("site-router: correct the configuration and start this machine again");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<Config> {
+    fs::create_dir_all(MOUNT_POINT).context("cannot make the mount point")?;
+    let config = config::parse(&read_config()?)?;
+    let files = render::files(&config);
+    let written = apply(&config, &files);
+    if written.is_err() {
+        for (path, _) in &files {
+            let _ = fs::remove_file(path);
+        }
+    }
+    written.map(|()| config)
+}
+
+fn read_config() -> Result<String> {
+    let deadline = Instant::now() + DISK_DEADLINE;
+    while !Path::new(DISK).exists() {
+        if Instant::now() > deadline {
+            bail!("no disk labelled PCGCONFIG after {} s", DISK_DEADLINE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(DISK), MOUNT_POINT, Some("vfat"), flags, None::<&str>).context("cannot mount the disk PCGCONFIG")?;
+    let text = fs::read_to_string(Path::new(MOUNT_POINT).join("config.xml"));
+    let _ = umount2(MOUNT_POINT, MntFlags::empty());
+    text.context("cannot read config.xml on the disk PCGCONFIG")
+}
+
+fn apply(config: &Config, files: &[(&'static str, String)]) -> Result<()> {
+    for (path, text) in files {
+        if let Some(parent) = Path::new(path).parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        }
+        fs::write(path, text).with_context(|| format!("cannot write {path}"))?;
+    }
+    nix::unistd::sethostname(&config.hostname).context("cannot set the host name")?;
+    let output = Command::new("/usr/sbin/nft").args(["-f", render::RULES]).output().context("cannot run nft")?;
+    if !output.status.success() {
+        bail!("nft refuses the rules: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot turn forwarding on")
+}

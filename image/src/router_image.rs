@@ -1,0 +1,140 @@
+//! The site router's VM image: the guest tree with our units on an ext4 disk, an initial RAM disk that mounts it, and
+//! the kernel.
+
+use std::path::Path;
+
+use crate::build::{Context, Result, mkdir};
+use crate::cache::Key;
+use crate::containers::Built;
+use crate::guest::{self, Guest};
+use crate::layer::{Source, Tree};
+use crate::oci::{io_at, sha256_file};
+use crate::pins::DEBIAN;
+use crate::process::Tool;
+
+/// Full reference.
+pub const NAME: &str = "pcg-edge.io/vm/router:1";
+
+/// Size of the disk; ext4 grows with a larger overlay at boot.
+const DISK_BYTES: u64 = 1 << 30;
+
+const INIT: &str = include_str!("../files/router/init");
+const UNITS: &[(&str, &str)] = &[
+    ("dnsmasq.service", include_str!("../files/router/dnsmasq.service")),
+    ("qemu-guest-agent.service", include_str!("../files/router/qemu-guest-agent.service")),
+    ("site-router.service", include_str!("../files/router/site-router.service")),
+];
+/// Units of Debian's that the router wants, and the target that pulls them in.
+const ENABLED: &[(&str, &str)] = &[("systemd-networkd.service", "multi-user.target.wants")];
+/// What takes time at boot, writes to the console that the router reports on, or has nothing to do here.
+const MASKED: &[&str] = &[
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "dpkg-db-backup.timer",
+    "fstrim.timer",
+    "getty.target",
+    "ldconfig.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "serial-getty@ttyS0.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-binfmt.service",
+    "systemd-firstboot.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-pstore.service",
+    "systemd-update-done.service",
+];
+/// Only of use to who builds hardware databases, boots without us, or reads manuals.
+const REMOVED: &[&str] = &["boot", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin", "usr/share/initramfs-tools"];
+
+/// The router's layout.
+pub fn ensure(context: &Context) -> Result<Built> {
+    let program = context.own_program("edge-image", "site-router")?;
+    let (digest, _) = sha256_file(&program)?;
+    let key = UNITS.iter().fold(Key::new("router"), |key, (name, text)| key.with(name, text));
+    let key = key.with("init", INIT).with("program", digest).with("recipe", include_str!("router_image.rs"));
+    let key = key.with("guest", guest::key()).finish();
+    let layout = context.cache.path("router", &key);
+    let source = format!("site-router {} on {}", env!("CARGO_PKG_VERSION"), DEBIAN.source(&DEBIAN.guest));
+    if layout.is_dir() {
+        return Ok(Built { name: NAME.to_owned(), layout, source });
+    }
+    let guest = guest::ensure(context)?;
+    let layout = context.artifact("router", &key, 4, |staging, task| {
+        let scratch = staging.join("scratch");
+        mkdir(&scratch)?;
+        task.step("initial RAM disk");
+        let initrd = scratch.join("initrd");
+        let mut tree = Tree::default();
+        for dir in ["bin", "dev"] {
+            tree.dir(dir, 0o755);
+        }
+        tree.program("bin/busybox", guest.root.join("usr/bin/busybox"));
+        tree.symlink("bin/sh", "busybox");
+        let modules = guest.add_modules(&mut tree, &["virtio_blk"], &scratch)?;
+        tree.file("init", 0o755, Source::Bytes(INIT.replace("@MODULES@", &modules.join(" ")).into()));
+        tree.write_initrd(&initrd)?;
+        task.step("file system");
+        let root = fill(&guest, &program, &scratch)?;
+        let raw = scratch.join("raw");
+        Tool::new("truncate", "coreutils").args(["-s", &DISK_BYTES.to_string()]).arg(&raw).run()?;
+        // No reserved blocks; inode tables and journal made now, so that no thread does it at the guest's first boot.
+        Tool::new("mke2fs", "e2fsprogs")
+            .args(["-q", "-t", "ext4", "-m", "0", "-L", "router", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+            .arg("-d")
+            .args([&root, &raw])
+            .run()?;
+        task.step("qcow2");
+        let disk = scratch.join("disk.qcow2");
+        Tool::new("qemu-img", "qemu-utils")
+            .args(["convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd"])
+            .args([&raw, &disk])
+            .run()?;
+        task.step("layout");
+        guest::write_image(staging, NAME, &guest.kernel(), &initrd, Some((&disk, DISK_BYTES)))?;
+        std::fs::remove_dir_all(&scratch).map_err(io_at("remove", &scratch))?;
+        Ok(())
+    })?;
+    Ok(Built { name: NAME.to_owned(), layout, source })
+}
+
+/// A copy of the guest tree with what makes it a router.
+fn fill(guest: &Guest, program: &Path, scratch: &Path) -> Result<std::path::PathBuf> {
+    let root = scratch.join("root");
+    Tool::new("cp", "coreutils").args(["-a", "--reflink=auto"]).arg(&guest.root).arg(&root).run()?;
+    for path in REMOVED {
+        let path = root.join(path);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_at("remove", &path)(error).into());
+            }
+            _ => {}
+        }
+    }
+    let mut tree = Tree::default();
+    let units = "etc/systemd/system";
+    for (unit, text) in UNITS {
+        tree.text(&format!("{units}/{unit}"), text);
+        tree.symlink(&format!("{units}/multi-user.target.wants/{unit}"), &format!("/{units}/{unit}"));
+    }
+    for (unit, target) in ENABLED {
+        tree.symlink(&format!("{units}/{target}/{unit}"), &format!("/usr/lib/systemd/system/{unit}"));
+    }
+    for unit in MASKED {
+        tree.symlink(&format!("{units}/{unit}"), "/dev/null");
+    }
+    tree.program("usr/local/bin/site-router", program.to_owned());
+    // Empty, not absent: each machine makes its own at its first boot, without systemd's first-boot work.
+    tree.text("etc/machine-id", "");
+    tree.text("etc/hostname", "router\n");
+    tree.text("etc/hosts", "127.0.0.1 localhost\n");
+    tree.text("etc/fstab", "/dev/vda / ext4 rw,noatime,x-systemd.growfs 0 0\n");
+    tree.text("etc/systemd/journald.conf.d/volatile.conf", "[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n");
+    tree.write_folder(&root)?;
+    Ok(root)
+}
