@@ -12,6 +12,7 @@
 
 mod agent;
 mod args;
+mod colours;
 mod draw;
 mod event;
 mod run;

@@ -1,6 +1,7 @@
 //! The terminal: taken over, and given back on every way out.
 
 use std::io::{self, Stdout};
+use std::mem::ManuallyDrop;
 use std::sync::Once;
 
 use crossterm::cursor::{MoveTo, Show};
@@ -8,12 +9,18 @@ use crossterm::execute;
 use crossterm::terminal::{
     Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
-use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
+use ratatui::layout::Rect;
+use ratatui::{Terminal, TerminalOptions, Viewport};
+
+use crate::colours::BasicColours;
+
+type Backend = CrosstermBackend<BasicColours<Stdout>>;
 
 /// The terminal as long as it is ours; dropping this gives it back.
 pub struct Screen {
-    terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Never dropped: its own way of giving back writes to standard error, which may be the terminal that is gone.
+    terminal: ManuallyDrop<Terminal<Backend>>,
 }
 
 impl Screen {
@@ -30,11 +37,13 @@ impl Screen {
             }));
         });
         enable_raw_mode()?;
-        let opened = execute!(io::stdout(), EnterAlternateScreen)
-            .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())))
-            .and_then(|mut terminal| terminal.clear().map(|()| terminal));
+        // Not `Terminal::clear`: it asks for the cursor's place, which serial consoles do not answer.
+        let opened = execute!(io::stdout(), EnterAlternateScreen, Clear(ClearType::All)).and_then(|()| {
+            let backend = CrosstermBackend::new(BasicColours::new(io::stdout()));
+            Terminal::with_options(backend, TerminalOptions { viewport: viewport() })
+        });
         match opened {
-            Ok(terminal) => Ok(Self { terminal }),
+            Ok(terminal) => Ok(Self { terminal: ManuallyDrop::new(terminal) }),
             Err(error) => {
                 restore();
                 Err(error)
@@ -43,7 +52,7 @@ impl Screen {
     }
 
     /// What is drawn on.
-    pub fn terminal(&mut self) -> &mut Terminal<CrosstermBackend<Stdout>> {
+    pub fn terminal(&mut self) -> &mut Terminal<Backend> {
         &mut self.terminal
     }
 }
@@ -51,6 +60,14 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         restore();
+    }
+}
+
+/// The whole terminal; 80×24 on a line that does not know its size.
+fn viewport() -> Viewport {
+    match crossterm::terminal::size() {
+        Ok((columns, rows)) if columns > 0 && rows > 0 => Viewport::Fullscreen,
+        _ => Viewport::Fixed(Rect::new(0, 0, 80, 24)),
     }
 }
 
