@@ -2,13 +2,26 @@
 //!
 //! `site` reads `unattended.yaml`, `ctl` is the people's command line, everything else is the daemon.
 
+pub mod bundle;
+pub mod ca;
 pub mod ctl;
+pub mod daemon;
 pub mod dirwatch;
 pub mod durable;
 pub mod engine;
+pub mod image_load;
 pub mod journal;
+pub mod machines;
+pub mod node;
+pub mod objects;
 pub mod paths;
 pub mod ports;
 pub mod redact;
+pub mod registry;
+pub mod remove;
+pub mod server;
 pub mod site;
+pub mod site_follow;
 pub mod status;
+pub mod steps;
+pub mod world;

@@ -103,6 +103,12 @@ impl Docker {
         Ok(found.map(|text| text.trim().to_owned()))
     }
 
+    /// Names with tags of the images of a repository.
+    pub async fn images(&self, repository: &str) -> Result<Vec<String>, Error> {
+        let text = self.command(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository]).run().await?.stdout;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// Gives an image one more name.
     pub async fn tag(&self, image: &str, reference: &str) -> Result<(), Error> {
         self.command(["image", "tag", image, reference]).run().await.map(drop)

@@ -1,0 +1,267 @@
+//! The plan of the kind node: its configuration and the files that are mounted into it. Pure.
+//!
+//! Mounts and ports are fixed when the node is made, so all are planned at once (D1). Everything that must survive
+//! lies below the agent's root. A different plan means a new node on the old data.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use edge_api::SiteConfig;
+use edge_api::names::REGISTRY_PORT;
+use serde_json::{Value, json};
+
+/// Where the node sees `<root>/registry`.
+pub const NODE_REGISTRY: &str = "/var/lib/pcg-registry";
+/// Where the node sees `<root>/node`.
+const NODE_FILES: &str = "/etc/pcg";
+/// Where the node sees `<root>/audit`.
+const NODE_AUDIT: &str = "/var/lib/pcg-audit";
+
+/// Facts that the plan depends on.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// Name of the kind cluster.
+    pub cluster: &'a str,
+    /// Reference of the node image in docker.
+    pub image: &'a str,
+    /// Agent's root.
+    pub root: &'a Path,
+    /// Port of the API server on the host's loopback.
+    pub api_port: u16,
+    /// Port of the registry on the host.
+    pub registry_port: u16,
+    /// Whether the host has cgroup v1.
+    pub cgroup_v1: bool,
+}
+
+/// The kind configuration; JSON, which is YAML.
+pub fn kind_config(facts: &Facts<'_>) -> Value {
+    let mount = |host: &Path, node: &str| json!({"hostPath": host, "containerPath": node});
+    let below = |folder: &str, node: &str| mount(&facts.root.join(folder), node);
+    let audit = |file: &str| format!("{NODE_AUDIT}/{file}");
+    let arg = |name: &str, value: &str| json!({"name": name, "value": value});
+    let mut kubelet = json!({
+        "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "resolvConf": format!("{NODE_FILES}/resolv.conf"),
+    });
+    if facts.cgroup_v1 {
+        kubelet["failCgroupV1"] = json!(false);
+        kubelet["cgroupDriver"] = json!("cgroupfs");
+    }
+    let cluster = json!({
+        "kind": "ClusterConfiguration",
+        "apiServer": {
+            "extraArgs": [
+                arg("service-node-port-range", "10000-32767"),
+                arg("audit-policy-file", &audit("policy.yaml")),
+                arg("audit-log-path", &audit("audit.log")),
+                arg("audit-log-maxsize", "20"),
+                arg("audit-log-maxbackup", "3"),
+                arg("audit-log-maxage", "30"),
+            ],
+            "extraVolumes": [{
+                "name": "audit", "hostPath": NODE_AUDIT, "mountPath": NODE_AUDIT, "readOnly": false,
+                "pathType": "Directory",
+            }],
+            "certSANs": ["localhost", "127.0.0.1", "api.pcg-edge.internal", format!("{}-control-plane", facts.cluster)],
+        },
+    });
+    json!({
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "name": facts.cluster,
+        "networking": {
+            "disableDefaultCNI": true,
+            "podSubnet": "10.244.0.0/16",
+            "serviceSubnet": "10.96.0.0/16",
+            "apiServerAddress": "127.0.0.1",
+            "apiServerPort": facts.api_port,
+            // containerd reaches the registry's NodePort on the node's loopback, which only this mode serves.
+            "kubeProxyMode": "iptables",
+        },
+        "nodes": [{
+            "role": "control-plane",
+            "image": facts.image,
+            "extraMounts": [
+                // As a folder: libvirtd makes its socket anew at every start.
+                mount(Path::new("/run/libvirt"), "/run/libvirt"),
+                below("etcd", "/var/lib/etcd"),
+                below("pki", "/etc/kubernetes/pki"),
+                below("registry", NODE_REGISTRY),
+                below("console", "/var/lib/pcg-console"),
+                below("certs.d", "/etc/containerd/certs.d"),
+                below("node", NODE_FILES),
+                below("node/containerd.service.d", "/etc/systemd/system/containerd.service.d"),
+                below("audit", NODE_AUDIT),
+            ],
+            "extraPortMappings": [{
+                "containerPort": REGISTRY_PORT, "hostPort": facts.registry_port, "listenAddress": "0.0.0.0",
+                "protocol": "TCP",
+            }],
+        }],
+        "kubeadmConfigPatches": [kubelet.to_string(), cluster.to_string()],
+    })
+}
+
+/// Name servers for the node and its pods: those of the site file, else the host's that are reachable from elsewhere,
+/// else the gateway, where nobody listens and a question fails at once.
+pub fn resolv_conf(site: &SiteConfig, host: &str, gateway: Ipv4Addr) -> String {
+    let mut servers: Vec<Ipv4Addr> = site.host.dns.clone();
+    if servers.is_empty() {
+        let of_host = host.lines().filter_map(|l| l.trim().strip_prefix("nameserver")?.trim().parse().ok());
+        servers = of_host.filter(|a: &Ipv4Addr| !a.is_loopback() && !a.is_unspecified()).take(3).collect();
+    }
+    if servers.is_empty() {
+        servers.push(gateway);
+    }
+    servers.iter().map(|s| format!("nameserver {s}\n")).collect()
+}
+
+/// Drop-in for containerd's unit with the proxy, in a file of mode 0600: kind would hand it over in arguments.
+pub fn containerd_proxy(site: &SiteConfig) -> Option<String> {
+    let proxy = site.proxy.as_ref()?;
+    let direct = "localhost,127.0.0.0/8,10.96.0.0/16,10.244.0.0/16,.svc,.cluster.local,.internal";
+    let no_proxy = match proxy.no_proxy.as_deref() {
+        Some(own) if !own.trim().is_empty() => format!("{direct},{own}"),
+        _ => direct.to_owned(),
+    };
+    let mut text = "[Service]\n".to_owned();
+    let values = [
+        ("HTTP_PROXY", proxy.http.as_ref().map(|s| s.expose().to_owned())),
+        ("HTTPS_PROXY", proxy.https.as_ref().map(|s| s.expose().to_owned())),
+        ("NO_PROXY", Some(no_proxy)),
+    ];
+    for (name, value) in values {
+        if let Some(value) = value {
+            text.push_str(&format!("Environment=\"{name}={}\"\n", unit_quote(&value)));
+        }
+    }
+    Some(text)
+}
+
+/// Quoting of systemd unit files inside double quotes; `%` starts a specifier there.
+fn unit_quote(value: &str) -> String {
+    let mut out = String::new();
+    for c in value.chars().filter(|c| !c.is_control()) {
+        match c {
+            '\\' | '"' => out.extend(['\\', c]),
+            '%' => out.push_str("%%"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Audit policy: who wrote what, without content; leases and events are left out, reads too.
+pub fn audit_policy() -> Value {
+    let none = |group: &str, resources: &[&str]| {
+        json!({"level": "None", "resources": [{"group": group, "resources": resources}]})
+    };
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            {"level": "None", "verbs": ["get", "list", "watch"]},
+            none("coordination.k8s.io", &["leases"]),
+            none("", &["events"]),
+            none("events.k8s.io", &["events"]),
+            // Reviews are questions, not writes.
+            none("authentication.k8s.io", &["tokenreviews"]),
+            none("authorization.k8s.io", &["subjectaccessreviews", "selfsubjectaccessreviews"]),
+            {"level": "Metadata"},
+        ],
+    })
+}
+
+/// containerd's `hosts.toml` for one origin host: everything is asked from the local registry.
+///
+/// Images of our own exist nowhere else; for other hosts the origin stays behind the mirror. Holds the pull login.
+pub fn hosts_toml(origin: &str, login: &str) -> String {
+    let mirror = format!("https://127.0.0.1:{REGISTRY_PORT}/v2/{origin}");
+    let server = if origin == "docker.io" { "registry-1.docker.io" } else { origin };
+    format!(
+        "server = {server}\n\n\
+         [host.{mirror}]\n\
+         capabilities = [\"pull\", \"resolve\"]\n\
+         ca = \"/etc/containerd/certs.d/ca.crt\"\n\
+         override_path = true\n\n\
+         [host.{mirror}.header]\n\
+         Authorization = {authorization}\n",
+        server = toml_string(&format!("https://{server}")),
+        mirror = toml_string(&mirror),
+        authorization = toml_string(&format!("Basic {login}")),
+    )
+}
+
+fn toml_string(text: &str) -> String {
+    // JSON's escapes are TOML's.
+    Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(root: &Path) -> Facts<'_> {
+        Facts {
+            cluster: "pcg-edge",
+            image: "pcg-edge.io/node:v1.36.3-edge",
+            root,
+            api_port: 6443,
+            registry_port: 10443,
+            cgroup_v1: true,
+        }
+    }
+
+    fn site(json: Value) -> SiteConfig {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn the_configuration_has_every_mount_and_port() {
+        insta::assert_json_snapshot!(kind_config(&facts(Path::new("/opt/spectrocloud"))));
+    }
+
+    #[test]
+    fn cgroup_v2_leaves_the_driver_to_the_node() {
+        let root = Path::new("/r");
+        let config = kind_config(&Facts { cgroup_v1: false, ..facts(root) });
+        let kubelet = config["kubeadmConfigPatches"][0].as_str().unwrap();
+        assert!(!kubelet.contains("cgroupDriver") && !kubelet.contains("failCgroupV1"));
+    }
+
+    #[test]
+    fn name_servers_come_from_the_site_then_the_host() {
+        let gateway = Ipv4Addr::new(172, 30, 99, 1);
+        let host = "search x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\n";
+        assert_eq!(resolv_conf(&SiteConfig::default(), host, gateway), "nameserver 10.0.0.2\n");
+        assert_eq!(resolv_conf(&SiteConfig::default(), "nameserver 127.0.0.53", gateway), "nameserver 172.30.99.1\n");
+        let own = site(json!({"host": {"dns": ["9.9.9.9", "1.1.1.1"]}}));
+        assert_eq!(resolv_conf(&own, host, gateway), "nameserver 9.9.9.9\nnameserver 1.1.1.1\n");
+    }
+
+    #[test]
+    fn the_proxy_is_quoted_for_systemd() {
+        assert_eq!(containerd_proxy(&SiteConfig::default()), None);
+        let proxy = json!({"proxy": {"http": "http://u:p%40\"x@h:1", "https": "http://h:1", "no_proxy": "10.0.0.0/8"}});
+        let text = containerd_proxy(&site(proxy)).unwrap();
+        assert!(text.contains("Environment=\"HTTP_PROXY=http://u:p%%40\\\"x@h:1\"\n"), "{text}");
+        assert!(text.contains(".internal,10.0.0.0/8\"\n"), "{text}");
+    }
+
+    #[test]
+    fn hosts_toml_names_mirror_authority_and_login() {
+        insta::assert_snapshot!(hosts_toml("registry.k8s.io", "cHVsbDp4"));
+        assert!(hosts_toml("docker.io", "x").starts_with("server = \"https://registry-1.docker.io\"\n"));
+    }
+
+    #[test]
+    fn kind_accepts_only_strings_as_patches() {
+        let config = kind_config(&facts(Path::new("/r")));
+        for patch in config["kubeadmConfigPatches"].as_array().unwrap() {
+            serde_json::from_str::<Value>(patch.as_str().unwrap()).unwrap();
+        }
+    }
+}

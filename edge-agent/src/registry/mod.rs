@@ -1,0 +1,7 @@
+//! The local registry: its objects, its logins, uploads into it, and probes of it (D6, R-17).
+
+pub mod login;
+pub mod objects;
+pub mod probe;
+pub mod reference;
+pub mod upload;

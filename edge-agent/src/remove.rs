@@ -1,0 +1,200 @@
+//! `edge-agent remove`: takes away all that one instance made on this host, in the reverse order of making it, and
+//! nothing else. What had to be left is said, and makes the command fail. Doing it again is safe.
+//!
+//! Machines go first, by the API, because vm-operator alone knows what it made in libvirt (D5).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use edge_api::names::NAMESPACE;
+use edge_api::{Appliance, Instance, VirtualMachine, VirtualMachineImage};
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::daemon::{self, Error};
+use crate::durable;
+use crate::engine::chain;
+use crate::paths::Paths;
+use crate::ports::docker::Docker;
+use crate::world;
+
+/// Longest wait for the API server of a stopped node.
+const API_DEADLINE: Duration = Duration::from_secs(150);
+/// Longest wait for all objects of one kind to go. A guest that ignores its shutdown takes a while.
+const GONE_DEADLINE: Duration = Duration::from_secs(240);
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Root of the agent's state.
+    pub root: PathBuf,
+    /// Instance.
+    pub instance: Instance,
+    /// Keep the root: data of the cluster, identity, logins, profiles, logs.
+    pub keep_data: bool,
+}
+
+/// Removes; returns what had to be left.
+pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
+    let paths = Paths::new(&options.root);
+    let instance = &options.instance;
+    let docker = Docker::default();
+    let node = format!("{}-control-plane", instance.kind_cluster());
+    let mut left = Vec::new();
+
+    let has_root = paths.join("state").exists();
+    let lock = if has_root {
+        let lock = daemon::lock(&paths)?;
+        daemon::claim(&paths, instance)?;
+        Some(lock)
+    } else {
+        None
+    };
+
+    match docker.container(&node).await {
+        Err(e) => left.push(format!("docker does not answer, so its part stays: {}", chain(&e))),
+        Ok(container) => {
+            if let Some(container) = container {
+                // Without a kubeconfig the operator was never installed.
+                if paths.kubeconfig().exists() {
+                    if let Err(why) = remove_objects(&paths, &docker, &node, container.running).await {
+                        left.push(format!("virtual machines, networks and pools in libvirt: {why}"));
+                    }
+                }
+                if left.is_empty() {
+                    match docker.remove_container(&node).await {
+                        Ok(_) => println!("removed container {node}"),
+                        Err(e) => left.push(format!("container {node}: {}", chain(&e))),
+                    }
+                } else {
+                    // The one that could still clean up must not go.
+                    left.push(format!("container {node}, so that it can be tried again"));
+                }
+            } else if paths.join("state/cluster.json").exists() && paths.join("etcd/member").exists() {
+                left.push(format!(
+                    "what libvirt has of this instance (domains, networks and pools named `{instance}-…`): the system \
+                     cluster is gone; start the agent once, so that it comes back, then remove again"
+                ));
+            }
+            if left.is_empty() {
+                remove_from_docker(&docker, instance, &mut left).await;
+            }
+        }
+    }
+    if has_root && left.is_empty() && !options.keep_data {
+        remove_root(&paths)?;
+    }
+    drop(lock);
+    Ok(left)
+}
+
+async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec<String>) {
+    let network = instance.docker_network();
+    match docker.remove_network(&network).await {
+        Ok(true) => println!("removed docker network {network}"),
+        Ok(false) => {}
+        Err(e) => left.push(format!("docker network {network}: {}", chain(&e))),
+    }
+    let ours = format!("-{instance}");
+    match docker.images("pcg-edge.io/node").await {
+        Ok(images) => {
+            for image in images.into_iter().filter(|image| image.ends_with(&ours)) {
+                match docker.remove_image(&image).await {
+                    Ok(_) => println!("removed docker image {image}"),
+                    Err(e) => left.push(format!("docker image {image}: {}", chain(&e))),
+                }
+            }
+        }
+        Err(e) => left.push(format!("docker images: {}", chain(&e))),
+    }
+}
+
+/// The tree of the agent, and nothing that somebody else put below the root, except in the folders that are ours.
+fn remove_root(paths: &Paths) -> Result<(), Error> {
+    for folder in [
+        "audit", "ca", "certs.d", "console", "etcd", "kube", "node", "pki", "pools", "profiles", "registry", "conf",
+        "state", "run",
+    ] {
+        durable::remove_folder(&paths.join(folder))?;
+    }
+    for file in ["edge.log", "edge.log.1"] {
+        durable::remove_file(&paths.join(file))?;
+    }
+    let root = paths.root();
+    match std::fs::remove_dir(root) {
+        Ok(()) => println!("removed {}", root.display()),
+        Err(_) => println!("removed the agent's state below {}; what else is there stays", root.display()),
+    }
+    Ok(())
+}
+
+/// Deletes machines, images and the appliance, in this order, and waits until vm-operator has let each go.
+async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: bool) -> Result<(), String> {
+    if !running {
+        docker.start(node).await.map_err(|e| chain(&e))?;
+        println!("started the stopped system cluster for its machines to be removed");
+    }
+    let client = connect(paths).await?;
+    remove_all::<VirtualMachine>(&client, "virtual machine").await?;
+    remove_all::<VirtualMachineImage>(&client, "image").await?;
+    remove_all::<Appliance>(&client, "appliance").await
+}
+
+async fn connect(paths: &Paths) -> Result<kube::Client, String> {
+    let begun = Instant::now();
+    loop {
+        let why = match world::client(paths).await {
+            Ok(client) => match client.apiserver_version().await {
+                Ok(_) => return Ok(client),
+                Err(e) => chain(&e),
+            },
+            Err(e) => e.reason,
+        };
+        if begun.elapsed() > API_DEADLINE {
+            return Err(format!("the API server does not answer: {why}"));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn remove_all<K>(client: &kube::Client, what: &str) -> Result<(), String>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), NAMESPACE);
+    let begun = Instant::now();
+    let mut known: Vec<String> = Vec::new();
+    loop {
+        let objects = match api.list(&ListParams::default()).await {
+            Ok(list) => list.items,
+            // The kind was never installed.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(e) => return Err(format!("list {what}s: {}", chain(&e))),
+        };
+        let names: Vec<String> = objects.iter().map(ResourceExt::name_any).collect();
+        for gone in known.iter().filter(|name| !names.contains(name)) {
+            println!("removed {what} {gone}");
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        for object in objects.iter().filter(|o| o.meta().deletion_timestamp.is_none()) {
+            match api.delete(&object.name_any(), &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(e) => return Err(format!("delete {what} {}: {}", object.name_any(), chain(&e))),
+                Ok(_) => {}
+            }
+        }
+        if begun.elapsed() > GONE_DEADLINE {
+            let seconds = GONE_DEADLINE.as_secs();
+            return Err(format!("after {seconds} s vm-operator has not removed: {what} {}", names.join(", ")));
+        }
+        known = names;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}

@@ -1,0 +1,224 @@
+//! Step `system-applications`: the layers of the system profile, in install order.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use edge_api::SiteConfig;
+use edge_api::agent::{Application, StepState};
+use edge_api::names::NAMESPACE;
+use edge_layers::{Context, Helm};
+use edge_profiles::{Limits, ProxyProperties, RenderContext, SiteProperties};
+use futures::future::LocalBoxFuture;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::engine::{Failure, Run, Step, Verdict, chain};
+use crate::status::Board;
+use crate::world::World;
+
+/// See the module.
+pub struct SystemApplications {
+    world: Arc<World>,
+}
+
+impl SystemApplications {
+    /// The step.
+    pub fn new(world: Arc<World>) -> Self {
+        Self { world }
+    }
+
+    async fn ensure_system_applications(&self, run: &Run) -> Result<Verdict, Failure> {
+        let world = &self.world;
+        let (index, client) = (world.index()?, world.client()?);
+        let Some(archive) = archive_path(&world.paths.conf(), &run.site) else {
+            // Law 2: that nothing is named takes nothing away.
+            let message = "the site file names no profile; what an earlier one brought stays";
+            return Ok(Verdict::Ready(message.to_owned()));
+        };
+        if !archive.exists() {
+            let message = format!("waits for the profile archive {}: copy it there", archive.display());
+            return Ok(Verdict::Waiting { message, retry: std::time::Duration::from_secs(30) });
+        }
+        let store = world.paths.join("profiles");
+        let published = {
+            let (archive, store) = (archive.clone(), store.clone());
+            tokio::task::spawn_blocking(move || edge_profiles::publish_archive(&archive, &store, &Limits::default()))
+                .await
+                .map_err(|e| Failure::of(&e))?
+        };
+        let published = published.map_err(|e| {
+            Failure::new(chain(&e)).hint(format!(
+                "`edgectl profile verify {}` checks it; what runs stays as it is until a good one is there",
+                archive.display()
+            ))
+        })?;
+        let profile = edge_profiles::load(&published.dir).map_err(|e| Failure::of(&e))?;
+        let context = RenderContext {
+            site: site_properties(world, &run.site)?,
+            appliance_id: world.identity.appliance_id,
+            namespace: NAMESPACE.to_owned(),
+            images: index.artifacts.iter().map(|a| (a.name.clone(), a.digest.clone())).collect::<BTreeMap<_, _>>(),
+        };
+        let layers = edge_profiles::render(&profile, &context)
+            .map_err(|e| Failure::of(&e).hint("correct the profile or the site file, whose values it uses"))?;
+        let names: Vec<&str> = layers.iter().map(|l| l.name.as_str()).collect();
+        begin(&world.board, edge_layers::pending(&layers));
+        let helm = Helm { program: world.bundle.join("bin/helm"), kubeconfig: world.paths.kubeconfig() };
+        let (sender, mut told) = mpsc::unbounded_channel::<Application>();
+        let observer = move |application: Application| drop(sender.send(application));
+        let context = Context { client, helm };
+        let mut apply = std::pin::pin!(edge_layers::apply(&context, &layers, &observer));
+        let report = loop {
+            tokio::select! {
+                biased;
+                Some(application) = told.recv() => observe(run, &world.board, application),
+                report = &mut apply => break report,
+            }
+        };
+        while let Ok(application) = told.try_recv() {
+            observe(run, &world.board, application);
+        }
+        let report = report.map_err(|e| Failure::of(&e).hint("`edgectl status` and `edgectl vm list` show what it waits for"))?;
+        if !report.written.is_empty() || !report.pruned.is_empty() {
+            run.working("records what was done");
+            info!(step = "system-applications", "wrote {}, removed {}", list(&report.written), list(&report.pruned));
+        }
+        Ok(Verdict::Ready(format!("profile {} {}: {}", profile.name, profile.version, names.join(", "))))
+    }
+}
+
+impl Step for SystemApplications {
+    fn name(&self) -> &'static str {
+        "system-applications"
+    }
+
+    fn interruptible(&self) -> bool {
+        true
+    }
+
+    fn ensure<'a>(&'a self, run: &'a Run) -> LocalBoxFuture<'a, Result<Verdict, Failure>> {
+        Box::pin(self.ensure_system_applications(run))
+    }
+}
+
+/// Path of the profile archive, where the site names one: absolute, or relative to the site file's folder.
+pub fn archive_path(conf: &Path, site: &SiteConfig) -> Option<PathBuf> {
+    site.profile.as_ref().map(|path| conf.join(path))
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+/// Shows the layers before their turn. One that was shown before keeps its state until something is said about it.
+fn begin(board: &Board, pending: Vec<Application>) {
+    board.edit(|status| {
+        let old = std::mem::take(&mut status.applications);
+        let keep = |new: Application| {
+            let known = old.iter().find(|o| o.name == new.name && o.kind == new.kind && o.state == StepState::Ready);
+            known.map_or_else(|| new.clone(), |o| Application { version: new.version.clone(), ..o.clone() })
+        };
+        status.applications = pending.into_iter().map(keep).collect();
+    });
+}
+
+fn observe(run: &Run, board: &Board, new: Application) {
+    if matches!(new.state, StepState::Running | StepState::Waiting) {
+        run.working(format!("layer {}: {}", new.name, new.message));
+    }
+    let mut differs = false;
+    board.edit(|status| {
+        if let Some(old) = status.applications.iter_mut().find(|a| a.name == new.name) {
+            differs = old.state != new.state || old.message != new.message;
+            let since = if old.state == new.state { old.since } else { new.since };
+            *old = Application { since, message: crate::redact::line(&new.message, 400), ..new.clone() };
+        }
+    });
+    if !differs {
+        return;
+    }
+    match new.state {
+        StepState::Ready => info!(step = "system-applications", "layer {} is ready", new.name),
+        StepState::Failed => warn!(step = "system-applications", "layer {}: {}", new.name, new.message),
+        _ => info!(step = "system-applications", "layer {}: {}", new.name, new.message),
+    }
+}
+
+/// PEM of a certificate of the site file: base64, with or without padding, maybe wrapped.
+fn certificate_pem(text: &str) -> Option<String> {
+    let text: String = text.chars().filter(|c| !c.is_whitespace() && *c != '=').collect();
+    String::from_utf8(BASE64_STANDARD_NO_PAD.decode(text).ok()?).ok()
+}
+
+/// What templates see as `site`.
+fn site_properties(world: &World, config: &SiteConfig) -> Result<SiteProperties, Failure> {
+    let router = config.router.as_ref();
+    let wan_gateway = router.map(|r| {
+        let wan = crate::site::effective_networks(config).into_iter().find(|n| n.name == "wan");
+        r.wan_gateway.or_else(|| wan.and_then(|n| n.address).map(|a| a.addr()))
+    });
+    let wan_gateway = wan_gateway.flatten();
+    let dns: Vec<String> = match router {
+        Some(r) if !r.dns.is_empty() => r.dns.iter().map(ToString::to_string).collect(),
+        Some(_) => wan_gateway.iter().map(ToString::to_string).collect(),
+        None => config.host.dns.iter().map(ToString::to_string).collect(),
+    };
+    let proxy = config.proxy.as_ref().map(|proxy| {
+        let text = |secret: &Option<edge_api::site::Secret>| secret.as_ref().map(|s| s.expose().to_owned()).unwrap_or_default();
+        let certificates = proxy.ca_certificates.iter().filter_map(|c| certificate_pem(c)).collect();
+        ProxyProperties {
+            http: text(&proxy.http),
+            https: text(&proxy.https),
+            no_proxy: proxy.no_proxy.clone().unwrap_or_default(),
+            ca_certificates: certificates,
+        }
+    });
+    Ok(SiteProperties {
+        device_id: device_id(config)?,
+        instance: world.instance.to_string(),
+        lan_ip: router.map(|r| r.lan_ip.addr().to_string()),
+        lan_prefix: router.map(|r| r.lan_ip.prefix_len()),
+        lan_netmask: router.map(|r| r.lan_ip.netmask().to_string()),
+        lan_cidr: router.map(|r| r.lan_ip.to_string()),
+        wan_ip: router.map(|r| r.wan_ip.addr().to_string()),
+        wan_prefix: router.map(|r| r.wan_ip.prefix_len()),
+        wan_cidr: router.map(|r| r.wan_ip.to_string()),
+        wan_gateway: wan_gateway.map(|a| a.to_string()),
+        dhcp_start: router.map(|r| r.dhcp_range.start.to_string()),
+        dhcp_end: router.map(|r| r.dhcp_range.end.to_string()),
+        dns,
+        ntp: config.host.ntp.clone(),
+        ssh_keys: config.ssh_keys.clone(),
+        proxy,
+    })
+}
+
+/// Device ID: of the site file, else the machine's.
+pub fn device_id(config: &SiteConfig) -> Result<String, Failure> {
+    if let Some(id) = &config.device_id {
+        return Ok(id.clone());
+    }
+    let id = std::fs::read_to_string("/etc/machine-id").map(|t| t.trim().to_owned()).unwrap_or_default();
+    if id.is_empty() {
+        return Err(Failure::new("there is no device_id in the site file, and /etc/machine-id is empty")
+            .hint("set device_id, or run `systemd-machine-id-setup`"));
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_are_beside_the_site_file() {
+        let site = |path: &str| SiteConfig { profile: Some(path.to_owned()), ..SiteConfig::default() };
+        let conf = Path::new("/opt/x/conf");
+        assert_eq!(archive_path(conf, &site("p.tar")).unwrap(), Path::new("/opt/x/conf/p.tar"));
+        assert_eq!(archive_path(conf, &site("/media/p.tar")).unwrap(), Path::new("/media/p.tar"));
+        assert_eq!(archive_path(conf, &SiteConfig::default()), None);
+    }
+}

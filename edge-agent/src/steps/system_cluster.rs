@@ -1,0 +1,312 @@
+//! Step `system-cluster`: one kind node on data that lies below the agent's root (D1).
+//!
+//! A lost node, a stopped one, a half-made one, another node image: one path, a new node on the old data. The marker
+//! `state/cluster.json` is written when a node was made whole; a node without it was interrupted, and is made anew.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_api::bundle::ArtifactKind;
+use futures::future::LocalBoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::bundle;
+use crate::durable;
+use crate::engine::{Failure, Run, Step, Verdict};
+use crate::image_load::Archive;
+use crate::node;
+use crate::world::World;
+
+/// Longest wait for a node that was made or started. Emulated hosts are slow.
+const DEADLINE: Duration = Duration::from_secs(420);
+/// A node that runs renews its lease every 10 s.
+const LEASE_FRESH: i64 = 45;
+
+/// See the module.
+pub struct SystemCluster {
+    world: Arc<World>,
+}
+
+/// A node that was made whole.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Marker {
+    container: String,
+    plan: String,
+}
+
+/// The node image in docker.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LoadedImage {
+    manifest: String,
+    id: String,
+}
+
+/// Reference of the node image in docker; it carries the instance, so that removing it touches no other.
+pub fn node_image(world: &World, kubernetes_version: &str) -> String {
+    format!("pcg-edge.io/node:{kubernetes_version}-{}", world.instance)
+}
+
+impl SystemCluster {
+    /// The step.
+    pub fn new(world: Arc<World>) -> Self {
+        Self { world }
+    }
+
+    async fn ensure_system_cluster(&self, run: &Run) -> Result<Verdict, Failure> {
+        let world = &self.world;
+        let kind = world.kind();
+        self.ensure_network(run).await?;
+        let (image, digest) = self.ensure_node_image(run).await?;
+        self.ensure_files(run)?;
+        let facts = node::Facts {
+            cluster: &world.instance.kind_cluster(),
+            image: &image,
+            root: world.paths.root(),
+            api_port: world.api_port,
+            registry_port: world.registry_port,
+            cgroup_v1: !Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        };
+        let config = node::kind_config(&facts).to_string();
+        let plan = bundle::sha256(format!("{digest}\n{config}").as_bytes());
+        let config_path = world.paths.join("state/kind.json");
+        durable::write_if_changed(&config_path, config.as_bytes(), 0o600).map_err(|e| Failure::of(&e))?;
+
+        let marker_path = world.paths.join("state/cluster.json");
+        let marker: Option<Marker> = durable::read_json(&marker_path).unwrap_or_default();
+        let container = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
+        let whole = match (&container, &marker) {
+            (Some(container), Some(marker)) => container.id == marker.container && marker.plan == plan,
+            _ => false,
+        };
+        if whole {
+            if container.as_ref().is_some_and(|c| !c.running) {
+                run.working("starts the node");
+                world.docker.start(&kind.node()).await.map_err(|e| Failure::of(&e))?;
+            }
+            if !world.paths.kubeconfig().exists() {
+                run.working("writes the kubeconfig again");
+                kind.export_kubeconfig().await.map_err(|e| Failure::of(&e))?;
+            }
+        } else {
+            let why = match (&container, &marker) {
+                (None, None) => "makes the node",
+                (None, Some(_)) => "the node is gone: makes it anew on its data",
+                (Some(_), None) => "the node was left half-made: makes it anew",
+                (Some(c), Some(m)) if c.id != m.container => "the node was left half-made: makes it anew on its data",
+                (Some(_), Some(_)) => "the node's plan has changed: makes it anew on its data",
+            };
+            run.working(why);
+            info!(step = "system-cluster", "{why}");
+            durable::remove_file(&marker_path).map_err(|e| Failure::of(&e))?;
+            if container.is_some() {
+                world.docker.remove_container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
+            }
+            durable::remove_file(&world.paths.kubeconfig()).map_err(|e| Failure::of(&e))?;
+            durable::remove_file(&world.paths.join("kube/admin.conf.lock")).map_err(|e| Failure::of(&e))?;
+            prepare_pki(&world.paths.join("pki"), world.paths.join("etcd/member").exists())
+                .map_err(|e| Failure::new(format!("clean {}: {e}", world.paths.join("pki").display())))?;
+            if let Err(e) = kind.create(&config_path).await {
+                let logs = world.docker.logs(&kind.node(), 8).await.unwrap_or_default();
+                let logs: Vec<&str> = logs.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+                return Err(Failure::new(format!("{e}; the node said: {}", logs.join(" | "))).hint(format!(
+                    "the failed node stays until the next attempt: `docker logs {0}`, `docker exec {0} journalctl -b`",
+                    kind.node()
+                )));
+            }
+        }
+        self.ready(run, &kind.node()).await?;
+        if !whole {
+            let made = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
+            let container = made.ok_or_else(|| Failure::new("the node vanished while it was made"))?.id;
+            durable::write_json(&marker_path, &Marker { container, plan }).map_err(|e| Failure::of(&e))?;
+        }
+        let version = world.index()?.kubernetes_version.clone();
+        Ok(Verdict::Ready(format!("Kubernetes {version}, kubeconfig {}", world.paths.kubeconfig().display())))
+    }
+
+    async fn ensure_network(&self, run: &Run) -> Result<(), Failure> {
+        let world = &self.world;
+        let name = world.instance.docker_network();
+        if world.docker.network_subnet(&name).await.map_err(|e| Failure::of(&e))?.is_none() {
+            run.working(format!("makes docker network {name}"));
+            let made = world.docker.create_network(&name, world.instance.as_str(), world.instance.docker_subnet()).await;
+            made.map_err(|e| Failure::of(&e).hint("`docker network ls` and `ip route` show what is in the way"))?;
+        }
+        Ok(())
+    }
+
+    /// Returns reference and manifest digest.
+    async fn ensure_node_image(&self, run: &Run) -> Result<(String, String), Failure> {
+        let world = &self.world;
+        let index = world.index()?;
+        let artifact = index.artifacts.iter().find(|a| a.kind == ArtifactKind::Node);
+        let artifact = artifact.ok_or_else(|| Failure::new("the bundle has no node image"))?;
+        let reference = node_image(world, &index.kubernetes_version);
+        let record = world.paths.join("state/node-image.json");
+        let loaded: Option<LoadedImage> = durable::read_json(&record).unwrap_or_default();
+        let id = world.docker.image_id(&reference).await.map_err(|e| Failure::of(&e))?;
+        let now = id.map(|id| LoadedImage { manifest: artifact.digest.clone(), id });
+        if now.is_some() && now == loaded {
+            return Ok((reference, artifact.digest.clone()));
+        }
+        run.working("loads the node image into docker");
+        let archive =
+            Archive::plan(&world.bundle, &artifact.digest, &reference).map_err(|e| Failure::of(&e))?;
+        let all = archive.size();
+        let load = world.docker.load(async |stdin| archive.write(stdin, |done| run.progress(done, all)).await);
+        load.await.map_err(|e| Failure::of(&e).hint("`docker info` and `df` show whether docker has room"))?;
+        run.no_progress();
+        let id = world.docker.image_id(&reference).await.map_err(|e| Failure::of(&e))?;
+        let id = id.ok_or_else(|| Failure::new(format!("docker loaded the node image, but not as {reference}")))?;
+        let now = LoadedImage { manifest: artifact.digest.clone(), id };
+        durable::write_json(&record, &now).map_err(|e| Failure::of(&e))?;
+        Ok((reference, artifact.digest.clone()))
+    }
+
+    /// Files that are mounted into the node.
+    fn ensure_files(&self, run: &Run) -> Result<(), Failure> {
+        let paths = &self.world.paths;
+        let [a, b, c, _] = self.world.instance.docker_subnet().octets();
+        let upstream = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
+        let host = upstream.iter().find_map(|p| std::fs::read_to_string(p).ok()).unwrap_or_default();
+        let write = |path: &str, content: &str, mode| {
+            durable::write_if_changed(&paths.join(path), content.as_bytes(), mode).map_err(|e| Failure::of(&e))
+        };
+        write("node/resolv.conf", &node::resolv_conf(&run.site, &host, [a, b, c, 1].into()), 0o644)?;
+        write("audit/policy.yaml", &format!("{:#}\n", node::audit_policy()), 0o600)?;
+        let drop_in = "node/containerd.service.d/proxy.conf";
+        match node::containerd_proxy(&run.site) {
+            Some(text) => write(drop_in, &text, 0o600).map(drop),
+            None => durable::remove_file(&paths.join(drop_in)).map(drop).map_err(|e| Failure::of(&e)),
+        }
+    }
+
+    /// Ready means probed: the API server says so, the node's kubelet is alive, and names resolve.
+    async fn ready(&self, run: &Run, node: &str) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let missing = match self.world.connect().await {
+                Ok(client) => match probe(&client, node).await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(missing)) => missing,
+                    Err(e) => format!("the API server ({})", short(&e)),
+                },
+                Err(e) => e.reason,
+            };
+            if begun.elapsed() > DEADLINE {
+                return Err(Failure::new(format!("after {} s: still waits for {missing}", DEADLINE.as_secs()))
+                    .hint(format!("`docker exec {node} journalctl -b -u kubelet` shows what holds it up")));
+            }
+            // A probe that fails once after a restart of the agent is not worth a word.
+            if begun.elapsed() > Duration::from_secs(2) {
+                run.working(format!("waits for {missing}"));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+}
+
+impl Step for SystemCluster {
+    fn name(&self) -> &'static str {
+        "system-cluster"
+    }
+
+    fn ensure<'a>(&'a self, run: &'a Run) -> LocalBoxFuture<'a, Result<Verdict, Failure>> {
+        Box::pin(self.ensure_system_cluster(run))
+    }
+}
+
+/// What is still missing, or nothing.
+async fn probe(client: &kube::Client, node: &str) -> Result<Option<String>, kube::Error> {
+    let request = hyper::Request::get("/readyz").body(Vec::new()).map_err(kube::Error::HttpError)?;
+    client.request_text(request).await?;
+    let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get_opt(node).await?;
+    let renewed = lease.and_then(|l| l.spec).and_then(|s| s.renew_time).map(|t| t.0);
+    let fresh = renewed.is_some_and(|t| Timestamp::now().as_second() - t.as_second() < LEASE_FRESH);
+    let object = Api::<Node>::all(client.clone()).get_opt(node).await?;
+    let conditions = object.and_then(|n| n.status).and_then(|s| s.conditions).unwrap_or_default();
+    match conditions.iter().find(|c| c.type_ == "Ready") {
+        Some(ready) if ready.status == "True" && fresh => {}
+        Some(ready) if ready.status == "True" => return Ok(Some("the node's kubelet to report".to_owned())),
+        Some(ready) => return Ok(Some(format!("the node: {}", ready.message.as_deref().unwrap_or("not ready")))),
+        None => return Ok(Some("the node to register".to_owned())),
+    }
+    let dns = Api::<Deployment>::namespaced(client.clone(), "kube-system").get_opt("coredns").await?;
+    let available = dns.and_then(|d| d.status).and_then(|s| s.available_replicas).unwrap_or(0);
+    Ok((available == 0).then(|| "coredns to be available".to_owned()))
+}
+
+fn short(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} {}", status.code, status.message.chars().take(80).collect::<String>()),
+        _ => "it does not answer yet".to_owned(),
+    }
+}
+
+/// Leaves are issued anew with every node: kubeadm refuses old ones whose names differ, and so they never expire.
+/// Authorities and the service-account key stay. Without etcd data, nothing was ever signed that matters: a torn
+/// first attempt may have left half a pair, so all goes.
+fn prepare_pki(pki: &Path, has_data: bool) -> std::io::Result<()> {
+    const LEAVES: [&str; 7] = [
+        "apiserver",
+        "apiserver-kubelet-client",
+        "apiserver-etcd-client",
+        "front-proxy-client",
+        "etcd/server",
+        "etcd/peer",
+        "etcd/healthcheck-client",
+    ];
+    let remove = |path: &Path| match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    };
+    if has_data {
+        for leaf in LEAVES {
+            remove(&pki.join(format!("{leaf}.crt")))?;
+            remove(&pki.join(format!("{leaf}.key")))?;
+        }
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(pki)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path)?;
+        } else {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_stay_and_leaves_go() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("etcd")).unwrap();
+        for name in ["ca.crt", "ca.key", "sa.key", "apiserver.crt", "apiserver.key", "etcd/ca.crt", "etcd/peer.crt"] {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        prepare_pki(folder.path(), true).unwrap();
+        for (name, there) in [("ca.crt", true), ("sa.key", true), ("etcd/ca.crt", true), ("apiserver.crt", false)] {
+            assert_eq!(folder.path().join(name).exists(), there, "{name}");
+        }
+        assert!(!folder.path().join("etcd/peer.crt").exists());
+        prepare_pki(folder.path(), false).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
