@@ -15,6 +15,7 @@ use edge_api::names::{ANNOTATION_DIGEST, LABEL_LAYER, LABEL_PROFILE};
 use serde_json::Value;
 
 use crate::Pass;
+use crate::cluster::Kind;
 use crate::error::Failure;
 use crate::helm::Upgrade;
 use crate::inventory::{Inventory, Item, Release};
@@ -82,8 +83,10 @@ async fn look(pass: &mut Pass<'_>, record: &Record, namespace: &str) -> Result<(
     let mut live = Vec::new();
     let mut complete = true;
     for object in record.objects()? {
-        let item = item(pass, object, namespace).await?;
-        let kind = pass.cluster.kind(&item.api_version, &item.kind).await?;
+        let Some((kind, item)) = item(pass, object, namespace).await? else {
+            complete = false;
+            continue;
+        };
         let api = kind.api(&pass.cluster.client, &item.namespace);
         match api.get_opt(&item.name).await.map_err(Failure::api("read", item.shown()))? {
             Some(object) => live.push(Live { kind, object: with_types(object, &item), item }),
@@ -93,11 +96,16 @@ async fn look(pass: &mut Pass<'_>, record: &Record, namespace: &str) -> Result<(
     Ok((live, complete))
 }
 
-async fn item(pass: &mut Pass<'_>, object: ChartObject, release_namespace: &str) -> Result<Item, Failure> {
+/// The kind of a chart's object and its place; nothing where the cluster does not have that kind (any more).
+async fn item(pass: &mut Pass<'_>, object: ChartObject, default: &str) -> Result<Option<(Kind, Item)>, Failure> {
     let ChartObject { api_version, kind, namespace, name } = object;
-    let namespaced = pass.cluster.kind(&api_version, &kind).await?.namespaced;
-    let namespace = if namespaced { namespace.unwrap_or_else(|| release_namespace.to_owned()) } else { String::new() };
-    Ok(Item { api_version, kind, namespace, name, fields: None })
+    let found = match pass.cluster.kind(&api_version, &kind).await {
+        Ok(found) => found,
+        Err(Failure::UnknownKind { .. }) => return Ok(None),
+        Err(other) => return Err(other),
+    };
+    let namespace = if found.namespaced { namespace.unwrap_or_else(|| default.to_owned()) } else { String::new() };
+    Ok(Some((found, Item { api_version, kind, namespace, name, fields: None })))
 }
 
 /// Helm was killed in the middle.
@@ -121,8 +129,9 @@ async fn recover(
     }
     // What this revision may have made stays known, so that what the next one lacks is pruned; only then it goes.
     for object in record.objects()? {
-        let item = item(pass, object, namespace).await?;
-        if inventory.find(&item.key()).is_none() {
+        if let Some((_, item)) = item(pass, object, namespace).await?
+            && inventory.find(&item.key()).is_none()
+        {
             inventory.put(item);
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use edge_api::names::NAMESPACE;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::{Api, DynamicObject, GroupVersionKind, PostParams};
 use kube::core::ApiResource;
 use kube::discovery::{Scope, pinned_kind};
@@ -58,6 +59,15 @@ impl Cluster {
         let kind = Kind { resource, namespaced: matches!(capabilities.scope, Scope::Namespaced) };
         self.kinds.insert(key, kind.clone());
         Ok(kind)
+    }
+
+    /// Whether a group and version is meant to be served, be it served now or not.
+    pub async fn is_registered(&self, api_version: &str) -> Result<bool, Failure> {
+        let Some((group, version)) = api_version.split_once('/') else { return Ok(true) };
+        let api: Api<APIService> = Api::all(self.client.clone());
+        let name = format!("{version}.{group}");
+        let found = api.get_metadata_opt(&name).await.map_err(Failure::api("read", format!("APIService {name}")))?;
+        Ok(found.is_some())
     }
 
     /// The namespace of our own objects.

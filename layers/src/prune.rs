@@ -104,8 +104,10 @@ async fn remove(
     }
     let kind = match cluster.kind(&item.api_version, &item.kind).await {
         Ok(kind) => kind,
-        // With its kind the object went as well.
-        Err(Failure::UnknownKind { .. }) => return Ok(()),
+        // With its kind the object went as well, unless the API server only does not serve it now (law 2).
+        Err(unknown @ Failure::UnknownKind { .. }) => {
+            return if cluster.is_registered(&item.api_version).await? { Err(unknown) } else { Ok(()) };
+        }
         Err(other) => return Err(other),
     };
     let api = kind.api(&cluster.client, &item.namespace);

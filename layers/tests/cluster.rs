@@ -397,3 +397,41 @@ async fn a_release_that_was_left_unfinished_is_recovered() {
     let namespaces: Api<Namespace> = Api::all(bed.ctx.client.clone());
     assert!(namespaces.get_opt("shop").await.unwrap().is_some());
 }
+
+/// Law 1: passes that end anywhere, then one that does not: the same end as without them.
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_anywhere_the_end_is_the_same() {
+    let bed = Bed::start().await;
+    let chart = bed.chart("chart", &["one", "two"], "");
+    let smaller = bed.chart("smaller", &["two"], "");
+    let maps = |text: &str, names: &[&str]| names.iter().map(|name| map(name, text)).collect::<Vec<_>>();
+    let versions = [
+        vec![
+            layer("a", maps("1", &["a1", "a2", "a3"])),
+            chart_layer("web", &chart, "1"),
+            layer("b", maps("1", &["b1"])),
+        ],
+        vec![
+            layer("b", maps("2", &["b1", "b2", "a3"])),
+            layer("c", maps("2", &["c1"])),
+            layer("a", maps("2", &["a1"])),
+        ],
+        vec![chart_layer("web", &smaller, "3"), layer("c", maps("3", &["c1", "c2"]))],
+    ];
+    // Delays from a fixed generator: the places differ from run to run all the same.
+    let mut seed = 7_u64;
+    for _ in 0..24 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let version = &versions[(seed >> 33) as usize % versions.len()];
+        let _ = tokio::time::timeout(Duration::from_millis((seed >> 40) % 900), bed.apply(version)).await;
+    }
+    bed.apply(&versions[2]).await.unwrap();
+    assert_eq!(bed.names("default").await, ["c1", "c2"]);
+    assert_eq!(bed.names("shop").await, ["two"]);
+    assert_eq!(bed.names(NAMESPACE).await, ["layer-c", "layer-web"]);
+    let (report, writes) = bed.writes(&versions[2]).await;
+    assert_eq!((report, writes), (Report::default(), Vec::<String>::new()));
+    bed.apply(&versions[1]).await.unwrap();
+    assert_eq!(bed.names("default").await, ["a1", "a3", "b1", "b2", "c1"]);
+    assert!(bed.names("shop").await.is_empty());
+}
