@@ -5,6 +5,7 @@
 //! | `up` | prepares the host, builds what is missing, starts the agent and follows it until the appliance is ready |
 //! | `down` | removes one instance and nothing else |
 //! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out |
+//! | `bench` | times a machine against a bare script |
 //! | `ci` | formatting, lints, generated files, licences, then `test` |
 //!
 //! Nothing here links libvirt: this must compile before the Debian packages are there.
@@ -67,6 +68,12 @@ enum Task {
         #[arg(long)]
         long: bool,
     },
+    /// Times a machine against a bare script, on an instance of the example that is ready
+    Bench {
+        /// Instance name
+        #[arg(long, default_value_t)]
+        instance: Instance,
+    },
     /// What CI runs
     Ci,
 }
@@ -82,6 +89,17 @@ fn main() -> ExitCode {
         } else {
             test::Scope::Normal
         }),
+        Task::Bench { instance } => command::run(workspace::cargo().args([
+            "run",
+            "--release",
+            "-q",
+            "-p",
+            "edge-tests",
+            "--bin",
+            "bench",
+            "--",
+            instance.as_str(),
+        ])),
         Task::Ci => ci::run(),
     };
     match outcome {

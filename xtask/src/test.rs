@@ -36,7 +36,11 @@ pub fn parts(scope: Scope, table: &mut Table) -> Result<()> {
     let ready = table.part("host, programs and bundle", prepare)?;
     table.part("tests of every crate", || {
         let mut tests = ready.cargo();
-        show(tests.args(["test", "--workspace", "--locked"]))
+        tests.args(["test", "--workspace", "--locked"]);
+        if scope == Scope::Long {
+            tests.args(["--", "--include-ignored"]);
+        }
+        show(&mut tests)
     })?;
     if scope == Scope::Fast {
         return Ok(());
