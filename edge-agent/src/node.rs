@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_configuration_has_every_mount_and_port() {
-        insta::assert_json_snapshot!(kind_config(&facts(Path::new("/opt/spectrocloud"))));
+        insta::assert_snapshot!(format!("{:#}", kind_config(&facts(Path::new("/opt/spectrocloud")))));
     }
 
     #[test]

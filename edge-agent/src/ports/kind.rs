@@ -39,7 +39,7 @@ impl Kind {
 
     /// Makes the cluster from a configuration file. A failed node stays for a look at it.
     pub async fn create(&self, config: &Path) -> Result<(), Error> {
-        let program = self.command(&["create", "cluster", "--retain", "--wait", "0s", "--verbosity", "1"]);
+        let program = self.command(&["create", "cluster", "--retain", "--wait", "0s"]);
         program
             .args(["--config".as_ref(), config.as_os_str()])
             .args(["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()])
