@@ -22,9 +22,7 @@ pub fn json(value: &impl Serialize, pretty: bool) -> Result<(), Error> {
 
 /// Writes a YAML document.
 pub fn yaml(value: &impl Serialize) -> Result<(), Error> {
-    // By way of JSON's model, so that both formats have the same fields.
-    let value = serde_json::to_value(value).map_err(|_| Error::Format("YAML"))?;
-    let text = serde_saphyr::to_string(&value).map_err(|_| Error::Format("YAML"))?;
+    let text = serde_saphyr::to_string(value).map_err(|_| Error::Format("YAML"))?;
     print(&text)
 }
 
@@ -66,6 +64,7 @@ impl Paint {
 
     /// No colours.
     #[cfg(test)]
+    #[allow(dead_code)]
     pub const fn none() -> Self {
         Self { on: false }
     }

@@ -13,15 +13,22 @@ pub struct Report<'t> {
     lines: Vec<&'t str>,
     errors: Vec<ValidationError>,
     dropped: usize,
+    /// Paste damage of the line that was looked at last: a line may be long, and hold many errors.
+    damage: (u32, Option<String>),
 }
 
 impl<'t> Report<'t> {
     pub fn new(text: &'t str) -> Self {
-        Self { lines: text.lines().collect(), errors: Vec::new(), dropped: 0 }
+        Self { lines: text.lines().collect(), errors: Vec::new(), dropped: 0, damage: (0, None) }
     }
 
     pub fn is_empty(&self) -> bool {
         self.errors.is_empty()
+    }
+
+    /// True where nothing more would be kept; finding out more about an error is then a waste.
+    pub fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
     }
 
     /// The source line at a place, without its line break.
@@ -43,12 +50,15 @@ impl<'t> Report<'t> {
         expected: impl Into<String>,
         hint: Option<&str>,
     ) {
-        if self.errors.len() >= MAX_ERRORS {
+        if self.is_full() {
             self.dropped += 1;
             return;
         }
         // Damage explains more than any hint about the field, which would be about a symptom.
-        let hint = damage::hint(self.line(place.line)).or_else(|| hint.map(str::to_owned));
+        if self.damage.0 != place.line {
+            self.damage = (place.line, damage::hint(self.line(place.line)));
+        }
+        let hint = self.damage.1.clone().or_else(|| hint.map(str::to_owned));
         self.errors.push(ValidationError {
             line: place.line,
             column: place.column,

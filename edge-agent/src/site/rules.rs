@@ -8,7 +8,7 @@ use edge_api::Instance;
 use ipnet::Ipv4Net;
 
 use super::report::Report;
-use super::shape::found;
+use super::shape::{self, found};
 use super::tree::Node;
 use super::values;
 
@@ -46,7 +46,7 @@ struct Net<'n> {
 /// Reads an address with prefix length that a machine can have.
 fn host_net<'n>(node: Option<&'n Node>, report: &mut Report<'_>) -> Option<Net<'n>> {
     let node = node?;
-    let net: Ipv4Net = node.text()?.parse().ok()?;
+    let net = shape::net(node.text()?)?;
     let subnet = net.trunc();
     if !(8..=30).contains(&net.prefix_len()) {
         let hint = "the prefix length tells how big the network is; /24 is the usual one";
@@ -144,7 +144,8 @@ impl<'n> Router<'n> {
                 let hint = format!("`router.lan_ip` is {lan}");
                 report.at(node, found(node), format!("an address in {subnet}, the subnet of the LAN"), Some(&hint));
             } else if address == lan.network() || address == lan.broadcast() {
-                let what = if address == lan.network() { "the network itself" } else { "the broadcast address" };
+                let what = if address == lan.network() { "the network address" } else { "the broadcast address" };
+                usable = false;
                 let hint = format!("{address} is {what} of {subnet}");
                 report.at(node, found(node), format!("an address of a machine in {subnet}"), Some(&hint));
             }

@@ -28,9 +28,8 @@ pub fn schema() -> Value {
 pub fn check(root: &Node, report: &mut Report<'_>) {
     let mut schema = schema();
     without_null(&mut schema);
-    let options = jsonschema::options()
-        .should_validate_formats(true)
-        .with_format("ipv4-cidr", |text: &str| text.parse::<Ipv4Net>().is_ok());
+    let options =
+        jsonschema::options().should_validate_formats(true).with_format("ipv4-cidr", |text: &str| net(text).is_some());
     let validator = match options.build(&schema) {
         Ok(validator) => validator,
         Err(error) => return report.unplaced(&format!("a schema that cannot be used: {error}"), "a sound one"),
@@ -38,12 +37,20 @@ pub fn check(root: &Node, report: &mut Report<'_>) {
     let json = root.to_json(true);
     let places = Places { root, schema: &schema };
     for error in validator.iter_errors(&json) {
+        if report.is_full() {
+            report.at(root, "another error", "", None);
+            continue;
+        }
         let pointer = error.instance_path().as_str();
         let Some(node) = root.pointer(pointer) else { continue };
         match error.kind() {
             Kind::AdditionalProperties { unexpected } => {
                 for key in unexpected {
-                    places.unknown(pointer, node, key, report);
+                    if report.is_full() {
+                        report.at(node, "another unknown field", "", None);
+                    } else {
+                        places.unknown(pointer, node, key, report);
+                    }
                 }
             }
             Kind::Required { property } => {
@@ -76,6 +83,14 @@ fn without_null(schema: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(without_null),
         _ => {}
     }
+}
+
+/// An address with prefix length. Stricter than [`Ipv4Net`]'s own reading, which takes `010` for 10 where others take
+/// it for 8.
+pub fn net(text: &str) -> Option<Ipv4Net> {
+    let (address, prefix) = text.split_once('/')?;
+    let plain = prefix.bytes().all(|b| b.is_ascii_digit()) && (prefix == "0" || !prefix.starts_with('0'));
+    Ipv4Net::new(address.parse().ok()?, prefix.parse().ok().filter(|_| plain)?).ok()
 }
 
 struct Places<'a> {

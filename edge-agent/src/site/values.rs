@@ -139,6 +139,9 @@ fn is_host(text: &str) -> bool {
 fn no_proxy(node: &Node, report: &mut Report<'_>) {
     let Some(text) = node.text() else { return };
     for (index, entry) in text.split(',').enumerate() {
+        if report.is_full() {
+            return;
+        }
         let entry = entry.trim();
         let domain = entry.strip_prefix("*.").or_else(|| entry.strip_prefix('.')).unwrap_or(entry);
         let valid = entry == "*"
