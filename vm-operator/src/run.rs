@@ -15,7 +15,7 @@ use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action as Next, Config, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::{Predicate as _, PredicateConfig, WatchStreamExt as _, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
@@ -167,6 +167,9 @@ where
         Some((next, wanted))
     });
     let stop = stop.clone();
+    // Its own status writes do not wake a controller: a failure would be tried again at once instead of with back-off.
+    let touched =
+        touched.predicate_filter(predicates::generation.combine(predicates::finalizers), PredicateConfig::default());
     Controller::for_stream(touched, reader)
         // Bursts of events about one object are one reconcile.
         .with_config(Config::default().debounce(Duration::from_millis(100)).concurrency(8))

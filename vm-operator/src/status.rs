@@ -120,6 +120,7 @@ where
     }
     let name = object.name_any();
     let status = serde_json::to_value(new).map_err(kube::Error::SerdeError)?;
+    tracing::debug!(kind = %K::kind(&()), name, %status, "status");
     let patch = json!({
         "apiVersion": K::api_version(&()), "kind": K::kind(&()),
         // The UID makes sure that a new object of the same name is not given an old one's status.

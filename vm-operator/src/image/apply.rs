@@ -121,6 +121,12 @@ pub async fn fetch(
     let mut stream = registry.layer(image, layer).await?;
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let incoming = Incoming::new(receiver, progress.clone(), refusal(layer));
+    // Made before anything flows: a volume that was there already is not for this transfer to delete.
+    {
+        let (pool, name) = (pool.to_owned(), layer.volume.clone());
+        let xml = NewVolume::Raw { size: layer.size, private: false }.xml(&name);
+        host.call(move |libvirt| libvirt.create_volume(&pool, &xml)).await?;
+    }
     let uploading = {
         let (pool, layer) = (pool.to_owned(), layer.clone());
         host.call(move |libvirt| upload(libvirt, &pool, &layer, incoming))
@@ -198,8 +204,6 @@ fn upload(
     layer: &Layer,
     mut incoming: Incoming,
 ) -> Result<(String, Vec<u8>), libvirt::Error> {
-    let xml = NewVolume::Raw { size: layer.size, private: false }.xml(&layer.volume);
-    libvirt.create_volume(pool, &xml)?;
     libvirt.upload(pool, &layer.volume, layer.size, &mut incoming)?;
     // The pool learns the volume's format by looking again. It refuses while another volume is made, and looks by
     // itself a moment later.

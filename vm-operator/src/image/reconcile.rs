@@ -30,6 +30,9 @@ use crate::status::{FIELD_MANAGER, Verdict, write};
 /// Volumes that an image may have begun to fill, so that its removal finds them even when it never became ready.
 pub const ANNOTATION_VOLUMES: &str = "pcg-edge.io/volumes";
 
+/// Reason of an image that never will be ready: its content cannot change.
+const REFUSED: &str = "ImageRefused";
+
 /// Why an image could not be reconciled; tried again with back-off.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -87,15 +90,18 @@ async fn ensure(image: &VirtualMachineImage, context: &Context) -> Result<Next, 
         }
         Ok(Outcome::Waiting(verdict)) => publish(image, context, &verdict, None).await?,
         Err(Error::Apply(apply::Error::Deleted)) => {}
-        Err(Error::Apply(error @ (apply::Error::Refused(_) | apply::Error::CorruptInUse(_)))) => {
-            publish(image, context, &Verdict::no("ImageRefused", chain(&error)), None).await?;
+        Err(Error::Apply(error @ apply::Error::Refused(_))) => {
+            publish(image, context, &Verdict::no(REFUSED, chain(&error)), None).await?;
         }
         Err(error) => {
             let reason = match &error {
+                Error::Apply(apply::Error::Digest { .. }) | Error::Registry(registry::Error::Digest { .. }) => {
+                    "DigestMismatch"
+                }
                 Error::Registry(_) | Error::Apply(apply::Error::Registry(_) | apply::Error::Stream { .. }) => {
                     "RegistryError"
                 }
-                Error::Apply(apply::Error::Digest { .. }) => "DigestMismatch",
+                Error::Apply(apply::Error::CorruptInUse(_)) => "VolumeCorrupt",
                 Error::Libvirt(libvirt::Error::NotConnected { .. }) => "ApplianceNotReady",
                 _ => "LibvirtError",
             };
@@ -126,6 +132,9 @@ async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome
     let host = context.hosts.get(&appliance.spec.libvirt_uri);
     let own = image.status.clone().unwrap_or_default();
     let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
+    if let Some(refused) = condition::find(&old.conditions, "Ready").filter(|c| c.reason == REFUSED) {
+        return waiting(REFUSED, refused.message.clone());
+    }
     let recorded: BTreeSet<String> = old.volumes.iter().map(|v| v.name.clone()).collect();
     let present = present(&host, &site, recorded).await?;
     if plan::is_complete(condition::is_true(&old.conditions, "Ready"), &old.volumes, &present) {
@@ -138,7 +147,7 @@ async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome
     let registry = Registry::new(&site.registry.host, secret_name, &secret)?;
     let layers = match validate::layers(&registry.manifest(&wanted).await?) {
         Ok(layers) => layers,
-        Err(invalid) => return waiting("ImageRefused", chain(&invalid)),
+        Err(invalid) => return waiting(REFUSED, chain(&invalid)),
     };
     claim(image, context, &layers).await?;
     let transfer = Transfer { image, context, site: &site, host: &host, registry: &registry, wanted: &wanted };
@@ -156,9 +165,17 @@ async fn present(
 ) -> Result<BTreeSet<String>, libvirt::Error> {
     let pool = site.image_pool.clone();
     host.call(move |libvirt| {
+        let mut refreshed = false;
         let mut present = BTreeSet::new();
         for name in names {
-            if libvirt.volume(&pool, &name)?.is_some() {
+            let mut found = libvirt.volume(&pool, &name)?.is_some();
+            // Files come and go behind libvirt's back: nothing is called missing before the disk was asked.
+            if !found && !refreshed {
+                refreshed = true;
+                libvirt.refresh_pool(&pool)?;
+                found = libvirt.volume(&pool, &name)?.is_some();
+            }
+            if found {
                 present.insert(name);
             }
         }
@@ -270,7 +287,7 @@ async fn cleanup(image: &VirtualMachineImage, context: &Context) -> Result<Next,
     let mut volumes = claimed(image);
     for other in context.images() {
         if other.name_any() != name && other.spec.appliance == image.spec.appliance {
-            let others = claimed(&other);
+            let others = claimed_by_other(&other);
             volumes.retain(|v| !others.contains(v));
         }
     }
@@ -297,6 +314,15 @@ async fn cleanup(image: &VirtualMachineImage, context: &Context) -> Result<Next,
         context.written.forget(&uid);
     }
     Ok(Next::await_change())
+}
+
+/// Volumes that an image has or may have. What a refused image noted it will never use.
+fn claimed_by_other(image: &VirtualMachineImage) -> BTreeSet<String> {
+    let conditions = image.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    if condition::find(conditions, "Ready").is_some_and(|c| c.reason == REFUSED) {
+        return BTreeSet::new();
+    }
+    claimed(image)
 }
 
 /// Volumes that an image has or may have.

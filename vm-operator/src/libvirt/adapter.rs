@@ -120,7 +120,11 @@ impl Hypervisor for Libvirt {
 
     fn networks(&self) -> Result<Vec<NetworkFacts>, Error> {
         let all = call(self.connect.list_all_networks(0), || "list networks".to_owned())?;
-        Ok(all.iter().filter_map(|network| Self::network_facts(network).ok()).collect())
+        let mut facts = Vec::new();
+        for network in &all {
+            facts.extend(optional(Self::network_facts(network))?);
+        }
+        Ok(facts)
     }
 
     fn define_network(&self, xml: &str) -> Result<(), Error> {
@@ -146,12 +150,11 @@ impl Hypervisor for Libvirt {
     }
 
     fn pools(&self) -> Result<Vec<PoolFacts>, Error> {
-        let what = || "list storage pools".to_owned();
+        let all = call(self.connect.list_all_storage_pools(0), || "list storage pools".to_owned())?;
         let mut facts = Vec::new();
-        for pool in call(self.connect.list_all_storage_pools(0), what)? {
-            let active = call(pool.is_active(), what)?;
-            let autostart = call(pool.is_persistent(), what)? && call(pool.autostart(), what)?;
-            facts.push(volumes::read_pool(&call(pool.xml_desc(0), what)?, active, autostart)?);
+        for pool in all {
+            // A pool of somebody else's may vanish between the list and the look.
+            facts.extend(optional(pool_facts(&pool))?);
         }
         Ok(facts)
     }
@@ -192,8 +195,21 @@ impl Hypervisor for Libvirt {
     fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>, Error> {
         let what = || format!("list volumes of pool {pool}");
         let all = call(self.find_pool(pool)?.list_all_volumes(0), what)?;
-        // A volume may vanish between the list and the look.
-        Ok(all.iter().filter_map(|v| volumes::read_volume(&v.xml_desc(0).ok()?).ok()).collect())
+        let mut facts = Vec::new();
+        for volume in all {
+            // A volume may vanish between the list and the look; one that cannot be read is no reason to hide it.
+            match call(volume.xml_desc(0), what) {
+                Ok(xml) => facts.push(volumes::read_volume(&xml)?),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => {
+                    tracing::debug!(error = crate::errors::chain(&error), "volume");
+                    let name = call(volume.name(), what)?;
+                    let path = call(volume.path(), what)?;
+                    facts.push(VolumeFacts { name, path, capacity: 0, backing: None });
+                }
+            }
+        }
+        Ok(facts)
     }
 
     fn create_volume(&self, pool: &str, xml: &str) -> Result<(), Error> {
@@ -254,8 +270,14 @@ impl Hypervisor for Libvirt {
     }
 
     fn descriptions(&self) -> Result<Vec<domains::Description>, Error> {
-        let all = call(self.connect.list_all_domains(0), || "list domains".to_owned())?;
-        Ok(all.iter().filter_map(|d| domains::read(&d.xml_desc(0).ok()?).ok()).collect())
+        let what = || "list domains".to_owned();
+        let mut descriptions = Vec::new();
+        for domain in call(self.connect.list_all_domains(0), what)? {
+            if let Some(xml) = optional(call(domain.xml_desc(0), what))? {
+                descriptions.push(domains::read(&xml)?);
+            }
+        }
+        Ok(descriptions)
     }
 
     fn define_domain(&self, xml: &str) -> Result<(), Error> {
@@ -312,6 +334,13 @@ impl Hypervisor for Libvirt {
         }
         call(events::guest_addresses(&domain, source), || format!("read addresses of domain {uuid}"))
     }
+}
+
+fn pool_facts(pool: &StoragePool) -> Result<PoolFacts, Error> {
+    let what = || "read a storage pool".to_owned();
+    let active = call(pool.is_active(), what)?;
+    let autostart = call(pool.is_persistent(), what)? && call(pool.autostart(), what)?;
+    volumes::read_pool(&call(pool.xml_desc(0), what)?, active, autostart)
 }
 
 fn domain_facts(domain: &Domain, uuid: Uuid) -> Result<DomainFacts, Error> {

@@ -21,7 +21,7 @@ use super::plan::{self, Clock};
 use super::status::{self, Answer, Findings};
 use super::validate::{self, ImageVolumes, Site, ValidatedMachine};
 use super::{addresses, cleanup as removal};
-use crate::appliance::validate::{ValidatedAppliance, validate as validate_appliance};
+use crate::appliance::validate::validate as validate_appliance;
 use crate::context::Context;
 use crate::errors::chain;
 use crate::libvirt::capabilities::Accelerator;
@@ -94,7 +94,6 @@ async fn ensure(machine: &VirtualMachine, context: &Context) -> Result<Next, Err
 
 /// What a machine refers to.
 struct Referenced {
-    appliance: ValidatedAppliance,
     host: Arc<Host>,
     accelerator: Accelerator,
     machine: ValidatedMachine,
@@ -106,7 +105,7 @@ async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, 
         Ok(referenced) => referenced,
         Err(findings) => return Ok((findings, context.times.resync)),
     };
-    let Referenced { appliance: _, host, accelerator, machine, config_digest } = &referenced;
+    let Referenced { host, accelerator, machine, config_digest } = &referenced;
     let machine = Arc::new(machine.clone());
     let look = {
         let machine = machine.clone();
@@ -158,7 +157,7 @@ async fn settle(
     domain: Option<DomainFacts>,
     again: Option<Duration>,
 ) -> (Findings, Duration) {
-    let Referenced { appliance: _, host, accelerator, machine, config_digest } = referenced;
+    let Referenced { host, accelerator, machine, config_digest } = referenced;
     let answer = ask(host, machine, domain.as_ref()).await;
     let findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer);
     let running = domain.as_ref().is_some_and(|d| d.state == DomainState::Running);
@@ -262,7 +261,7 @@ async fn dereference(object: &VirtualMachine, context: &Context) -> Result<Resul
     }
     let host = context.hosts.get(&appliance_object.spec.libvirt_uri);
     let accelerator = context.facts(&appliance_object.spec.libvirt_uri).await?.accelerator;
-    Ok(Ok(Referenced { appliance, host, accelerator, machine, config_digest }))
+    Ok(Ok(Referenced { host, accelerator, machine, config_digest }))
 }
 
 type Files = BTreeMap<String, Vec<u8>>;

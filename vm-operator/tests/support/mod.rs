@@ -7,7 +7,7 @@
 
 pub mod registry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ use vm_operator::run::{Options, run};
 /// User as which the operator under test acts, to be told apart in the audit log.
 pub const OPERATOR: &str = "system:serviceaccount:pcg-edge-system:vm-operator";
 pub const NAMESPACE: &str = edge_api::names::NAMESPACE;
+pub const TIMES: Times =
+    Times { shutdown: Duration::from_secs(20), resync: Duration::from_secs(600), addresses: Duration::from_secs(5) };
 /// Longest wait for anything that involves a guest under TCG on a busy host.
 pub const LONG: Duration = Duration::from_secs(180);
 pub const SHORT: Duration = Duration::from_secs(30);
@@ -42,20 +44,23 @@ pub struct Site {
     pub registry: registry::Running,
     pub dir: PathBuf,
     pub instance: String,
+    number: u8,
     pub uri: String,
     operator: Option<(CancellationToken, JoinHandle<Result<()>>)>,
     _dir: tempfile::TempDir,
 }
 
 impl Site {
-    /// Starts everything but the operator's objects.
-    pub async fn start(instance: &str, uri: &str) -> Result<Self> {
+    /// Starts everything but the operator's objects. Tests run side by side: each has a number of its own, from which
+    /// instance and subnet follow.
+    pub async fn start(number: u8, uri: &str) -> Result<Self> {
+        let instance = format!("optest{number}");
         let _second_is_fine = rustls::crypto::ring::default_provider().install_default();
         let _second_is_fine = tracing_subscriber::fmt()
             .with_env_filter(std::env::var("RUST_LOG").unwrap_or_else(|_| "info,kube_runtime=warn".into()))
             .with_test_writer()
             .try_init();
-        purge(instance);
+        purge(&instance);
         // libvirt's QEMU user must reach the pool.
         let dir = tempfile::Builder::new().prefix("optest-").tempdir_in("/var/tmp")?;
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -70,17 +75,14 @@ impl Site {
             plane,
             registry,
             dir: dir.path().to_owned(),
-            instance: instance.to_owned(),
+            instance,
+            number,
             uri: uri.to_owned(),
             operator: None,
             _dir: dir,
         };
         site.secret("registry-pull", &site.registry.secret()).await?;
-        site.start_operator(Times {
-            shutdown: Duration::from_secs(20),
-            resync: Duration::from_secs(600),
-            addresses: Duration::from_secs(5),
-        })?;
+        site.start_operator(TIMES)?;
         Ok(site)
     }
 
@@ -138,11 +140,12 @@ impl Site {
     }
 
     pub fn appliance_spec(&self) -> Value {
+        let subnet = format!("192.168.{}", 210 + self.number);
         json!({
             "id": Uuid::new_v4().to_string(), "instance": self.instance, "libvirtUri": self.uri,
             "networks": [
-                { "name": "wan", "type": "NAT", "address": "192.168.213.1/24",
-                  "dhcp": { "start": "192.168.213.100", "end": "192.168.213.120" } },
+                { "name": "wan", "type": "NAT", "address": format!("{subnet}.1/24"),
+                  "dhcp": { "start": format!("{subnet}.100"), "end": format!("{subnet}.120") } },
                 { "name": "lan", "type": "Isolated" },
             ],
             "storagePools": [{ "name": "default", "path": self.dir.join("pool").to_str() }],
@@ -197,7 +200,8 @@ impl Site {
         let found = eventually(&format!("{name}: {what}"), deadline, || async {
             let vm = api.get(name).await?;
             let status = vm.status.clone().unwrap_or_default();
-            Ok::<_, anyhow::Error>(if wanted(&status) {
+            let current = status.observed_generation == vm.metadata.generation;
+            Ok::<_, anyhow::Error>(if current && wanted(&status) {
                 Seen::Done(vm)
             } else {
                 Seen::NotYet(serde_json::to_string(&status)?)
@@ -209,6 +213,39 @@ impl Site {
 
     pub async fn ready_vm(&self, name: &str) -> Result<VirtualMachine> {
         self.wait_vm(name, "Ready", LONG, |s| condition::is_true(&s.conditions, "Ready")).await
+    }
+
+    /// A machine of the tiny guest with one interface on `wan`, its agent, and what `more` says.
+    pub async fn tiny_vm(&self, name: &str, more: Value) -> Result<Uuid> {
+        let id = Uuid::new_v4();
+        let mut spec = json!({
+            "id": id.to_string(), "appliance": "local", "vcpus": 1, "memoryMiB": 256, "image": "tiny",
+            "kernelArgs": "console=ttyS0", "guestAgent": true, "interfaces": [{ "network": "wan" }],
+        });
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        self.create::<VirtualMachine>(name, spec).await?;
+        Ok(id)
+    }
+
+    /// libvirt's own view, past the operator.
+    pub fn libvirt(&self) -> Result<virt::connect::Connect> {
+        Ok(virt::connect::Connect::open(Some("qemu:///system"))?)
+    }
+
+    /// Names of all volumes of the instance's pool.
+    pub fn volumes(&self) -> Result<BTreeSet<String>> {
+        let pool = self.libvirt()?.lookup_storage_pool_by_name(&format!("{}-default", self.instance))?;
+        pool.refresh(0)?;
+        Ok(pool.list_volumes()?.into_iter().collect())
+    }
+
+    /// Waits for something of libvirt's.
+    pub async fn see(&self, what: &str, look: impl Fn(&virt::connect::Connect) -> Result<bool>) -> Result<()> {
+        let libvirt = self.libvirt()?;
+        eventually(what, LONG, || async { look(&libvirt).map(|seen| Seen::when(seen, ())) }).await?;
+        Ok(())
     }
 
     /// The reason of condition `Ready`.
