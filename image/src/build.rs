@@ -1,6 +1,7 @@
 //! What every artifact's builder needs: the cache, progress, the workspace, and one error.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::cache::{self, Cache};
 use crate::oci;
@@ -36,6 +37,8 @@ pub struct Context {
     pub progress: Progress,
     /// Root of the Cargo workspace: our own programs are built from it.
     pub workspace: PathBuf,
+    /// Folder with our own release programs already built, instead of running cargo.
+    pub own_programs: Option<PathBuf>,
 }
 
 impl Context {
@@ -57,29 +60,21 @@ impl Context {
         })
     }
 
-    /// Builds one of this workspace's programs and returns its path.
+    /// One of this workspace's programs: from [`Context::own_programs`] where that is set, else built by cargo now.
     pub fn own_program(&self, package: &str, program: &str) -> Result<PathBuf> {
+        if let Some(dir) = &self.own_programs {
+            return Ok(dir.join(program));
+        }
+        let task = self.progress.artifact(&format!("cargo {program}"), 1).quiet_below(Duration::from_secs(3));
+        task.step("cargo build --release");
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        let build = |task: Option<&Task>| {
-            if let Some(task) = task {
-                task.step("cargo build --release");
-            }
-            Tool::new(cargo.clone(), "rustup or cargo")
-                .args(["build", "--release", "--locked", "-p", package, "--bin", program])
-                .args(["--message-format", "json-render-diagnostics"])
-                .dir(&self.workspace)
-                .output()
-        };
-        let profile = self.workspace.join("target/release").join(program);
-        // Up to date in most runs: a bar only for a build that was not there.
-        let output = if profile.exists() {
-            build(None)?
-        } else {
-            let task = self.progress.artifact(program, 1);
-            let output = build(Some(&task))?;
-            task.done();
-            output
-        };
+        let output = Tool::new(cargo, "rustup or cargo")
+            .args(["build", "--release", "--locked", "-p", package, "--bin", program])
+            .args(["--message-format", "json-render-diagnostics"])
+            .dir(&self.workspace)
+            .hint("the workspace does not build")
+            .output()?;
+        task.done();
         let executable = |line: &str| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             (message["target"]["name"] == program).then(|| message["executable"].as_str().map(PathBuf::from)).flatten()

@@ -9,7 +9,7 @@ use crate::cache::Key;
 use crate::containers::{self, Built};
 use crate::oci::{Layout, link, sha256_file, verify_blob};
 use crate::pins::{DEBIAN, GROUPS, kubernetes_version, source_of};
-use crate::{node, programs, router_image, tiny};
+use crate::{node, process, programs, router_image, tiny};
 
 /// Programs that the agent runs on the host.
 const HOST_PROGRAMS: &[&str] = &["helm", "kind", "kubectl"];
@@ -28,15 +28,17 @@ fn pins_digest() -> String {
 
 /// The bundle's folder.
 pub fn ensure(context: &Context) -> Result<PathBuf> {
-    let mut parts = vec![(ArtifactKind::Node, node::ensure(context)?)];
-    parts.extend(containers::ensure(context)?.into_iter().map(|built| (ArtifactKind::Container, built)));
-    parts.push((ArtifactKind::Vm, router_image::ensure(context)?));
-    parts.push((ArtifactKind::Vm, tiny::ensure(context)?));
-    let programs = programs::ensure(context)?;
-    let layouts = parts.iter().map(|(_, built)| format!("{}={}", built.name, built.layout.display()));
+    // Go on one lane, Debian and cargo on the other: never more than two heavy jobs at once.
+    let (programs, debian) = two_lanes(|| programs::ensure(context), || debian_lane(context))?;
+    let mut parts = debian;
+    parts.push((ArtifactKind::Container, containers::registry(context)?));
+    parts.push((ArtifactKind::Node, node::ensure(context)?));
+    let layout = |built: &Built| format!("{}={:?}", built.name, built.layout.file_name());
+    let mut layouts: Vec<_> = parts.iter().map(|(_, built)| layout(built)).collect();
+    layouts.sort();
     let key = Key::new("bundle")
         .with("recipe", include_str!("bundle.rs"))
-        .with("layouts", layouts.collect::<Vec<_>>().join("\n"))
+        .with("layouts", layouts.join("\n"))
         .with("programs", programs::key())
         .finish();
     context.artifact("bundle", &key, 2, |staging, task| {
@@ -46,6 +48,41 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
         task.step("verifying");
         verify(staging)
     })
+}
+
+/// What needs no Go program.
+fn debian_lane(context: &Context) -> Result<Vec<(ArtifactKind, Built)>> {
+    let operator = containers::operator(context)?;
+    let router = router_image::ensure(context)?;
+    let tiny = tiny::ensure(context)?;
+    let web = containers::web(context)?;
+    node::ensure_base_layer(context)?;
+    let (container, vm) = (ArtifactKind::Container, ArtifactKind::Vm);
+    Ok(vec![(container, operator), (vm, router), (vm, tiny), (container, web)])
+}
+
+/// Runs both at once. When one fails the other is stopped, and the failure that came first is reported.
+fn two_lanes<A: Send, B: Send>(
+    one: impl FnOnce() -> Result<A> + Send,
+    two: impl FnOnce() -> Result<B> + Send,
+) -> Result<(A, B)> {
+    fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let done = work();
+        if done.is_err() {
+            process::cancel();
+        }
+        done
+    }
+    let (one, two) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| guarded(two));
+        let one = guarded(one);
+        let gone = || Err(Error::Mismatch("a thread of the build ended early".to_owned()));
+        (one, other.join().unwrap_or_else(|_| gone()))
+    });
+    match (one, two) {
+        (Ok(one), Ok(two)) => Ok((one, two)),
+        (Err(Error::Tool(process::Error::Interrupted)), Err(error)) | (Err(error), _) | (_, Err(error)) => Err(error),
+    }
 }
 
 fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &Path) -> Result<Index> {

@@ -292,7 +292,7 @@ impl LayerWriter {
 
 impl Write for LayerWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if crate::process::interrupted() {
+        if crate::process::stopping() {
             return Err(io::Error::other("interrupted"));
         }
         let written = self.gzip.write(bytes)?;

@@ -30,6 +30,9 @@ enum Command {
         /// Root of the Cargo workspace; by default the one around the current folder.
         #[arg(long)]
         workspace: Option<PathBuf>,
+        /// Folder with `vm-operator` and `site-router`, already built in release mode; otherwise cargo builds them.
+        #[arg(long)]
+        own_programs: Option<PathBuf>,
     },
 }
 
@@ -65,12 +68,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let Command::Build { what, plain, workspace } = cli.command;
+    let Command::Build { what, plain, workspace, own_programs } = cli.command;
     let workspace = match workspace {
         Some(dir) => dir,
         None => find_workspace()?,
     };
-    let context = Context { cache: Cache::open()?, progress: Progress::new(plain), workspace };
+    let context = Context { cache: Cache::open()?, progress: Progress::new(plain), workspace, own_programs };
     let path = match what {
         Artifact::Programs => programs::ensure(&context)?,
         Artifact::Node => node::ensure(&context)?.layout,

@@ -79,7 +79,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
     }
     let programs = programs::ensure(context)?;
     let images = containers::ensure_kubernetes(context)?;
-    let base = ensure_base(context, "base-node", &DEBIAN.node)?;
+    let base = ensure_base_layer(context)?;
     let store = ensure_store(context, &programs, &images)?;
     let path = context.artifact("node", &key, 1, |staging, task| {
         task.step("layer");
@@ -97,6 +97,11 @@ pub fn ensure(context: &Context) -> Result<Built> {
         Ok(())
     })?;
     Ok(built(path))
+}
+
+/// The node's Debian layer.
+pub fn ensure_base_layer(context: &Context) -> Result<Base> {
+    ensure_base(context, "base-node", &DEBIAN.node)
 }
 
 /// The big layer: programs and containerd's store. Apart, so that a changed unit file rebuilds in a second.

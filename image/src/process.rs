@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 const TAIL: usize = 30;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static CANCELLED: AtomicBool = AtomicBool::new(false);
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// A program did not do its work.
@@ -77,9 +78,20 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
+/// Ends every child, as an interrupt does: another part of the work has failed.
+pub fn cancel() {
+    CANCELLED.store(true, Ordering::SeqCst);
+    signal_groups(Signal::SIGTERM);
+}
+
+/// Whether to stop: interrupted or cancelled.
+pub fn stopping() -> bool {
+    interrupted() || CANCELLED.load(Ordering::SeqCst)
+}
+
 /// Fails once an interrupt has arrived; for work in this process that takes seconds.
 pub fn check_interrupt() -> Result<(), Error> {
-    if interrupted() { Err(Error::Interrupted) } else { Ok(()) }
+    if stopping() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 fn groups() -> std::sync::MutexGuard<'static, BTreeSet<i32>> {

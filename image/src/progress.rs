@@ -1,5 +1,6 @@
 //! Progress on standard error: a bar per artifact on a terminal, otherwise one line per finished artifact.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,14 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Task { name: name.to_owned(), started: Instant::now(), bar, begun: std::cell::Cell::new(0), done: false }
+        Task {
+            name: name.to_owned(),
+            started: Instant::now(),
+            bar,
+            begun: Cell::new(0),
+            quiet: Duration::ZERO,
+            done: false,
+        }
     }
 
     /// A line of its own.
@@ -46,7 +54,8 @@ pub struct Task {
     name: String,
     started: Instant,
     bar: Option<ProgressBar>,
-    begun: std::cell::Cell<u64>,
+    begun: Cell<u64>,
+    quiet: Duration,
     done: bool,
 }
 
@@ -60,6 +69,13 @@ impl Task {
         self.begun.set(self.begun.get() + 1);
     }
 
+    /// Says nothing when it is done sooner than this.
+    #[must_use]
+    pub fn quiet_below(mut self, limit: Duration) -> Self {
+        self.quiet = limit;
+        self
+    }
+
     /// The artifact is finished.
     pub fn done(mut self) {
         self.done = true;
@@ -70,7 +86,10 @@ impl Drop for Task {
     fn drop(&mut self) {
         let verdict = if self.done { "" } else { "failed after " };
         let seconds = self.started.elapsed().as_secs_f64();
+        let quiet = self.done && self.started.elapsed() < self.quiet;
         match &self.bar {
+            Some(bar) if quiet => bar.finish_and_clear(),
+            None if quiet => {}
             Some(bar) if self.done => {
                 bar.set_position(bar.length().unwrap_or_default());
                 bar.finish_with_message("done");

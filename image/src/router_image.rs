@@ -36,9 +36,13 @@ const MASKED: &[&str] = &[
     "fstrim.timer",
     "getty.target",
     "ldconfig.service",
+    "modprobe@configfs.service",
     "modprobe@drm.service",
     "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
     "serial-getty@ttyS0.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
     "systemd-binfmt.service",
@@ -46,7 +50,30 @@ const MASKED: &[&str] = &[
     "systemd-hwdb-update.service",
     "systemd-journal-catalog-update.service",
     "systemd-pstore.service",
+    "systemd-udev-load-credentials.service",
     "systemd-update-done.service",
+    "systemd-user-sessions.service",
+];
+/// Modules that udev would load for hardware that the router does not use, at a second each under emulation.
+const UNUSED_MODULES: &[&str] = &[
+    "aesni_intel",
+    "ata_generic",
+    "ata_piix",
+    "cirrus_qemu",
+    "crc32_pclmul",
+    "ghash_clmulni_intel",
+    "i2c_piix4",
+    "joydev",
+    "kvm_amd",
+    "kvm_intel",
+    "pcspkr",
+    "psmouse",
+    "serio_raw",
+    "sg",
+    "sha1_ssse3",
+    "sha256_ssse3",
+    "sha512_ssse3",
+    "sr_mod",
 ];
 /// Only of use to who builds hardware databases, boots without us, or reads manuals.
 const REMOVED: &[&str] = &["boot", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin", "usr/share/initramfs-tools"];
@@ -131,6 +158,9 @@ fn fill(guest: &Guest, program: &Path, scratch: &Path) -> Result<std::path::Path
     tree.program("usr/local/bin/site-router", program.to_owned());
     // Empty, not absent: each machine makes its own at its first boot, without systemd's first-boot work.
     tree.text("etc/machine-id", "");
+    tree.symlink("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target");
+    let blacklist: String = UNUSED_MODULES.iter().map(|module| format!("blacklist {module}\n")).collect();
+    tree.text("etc/modprobe.d/site-router.conf", &blacklist);
     tree.text("etc/hostname", "router\n");
     tree.text("etc/hosts", "127.0.0.1 localhost\n");
     tree.text("etc/fstab", "/dev/vda / ext4 rw,noatime,x-systemd.growfs 0 0\n");

@@ -1,9 +1,12 @@
 //! Runs once at boot in the site router's guest, before the network: finds the disk labelled `PCGCONFIG`, checks
 //! `config.xml`, writes the network's files, loads the packet filter, and turns forwarding on last. Whatever is wrong
 //! is said on the console, and then nothing is configured: no network, no DHCP, no forwarding.
+//!
+//! The label is read from the disks themselves: under emulation udev takes seconds to make its links.
 
 use std::fs;
-use std::path::Path;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -12,10 +15,10 @@ use edge_image::router::config::{self, Config};
 use edge_image::router::render;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-const DISK: &str = "/dev/disk/by-label/PCGCONFIG";
+const LABEL: &str = "PCGCONFIG";
 const MOUNT_POINT: &str = "/run/site-router/config";
-/// How long the disk may take to appear; under emulation udev needs seconds.
-const DISK_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the disk may take to appear.
+const DISK_DEADLINE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     match run() {
@@ -50,17 +53,33 @@ fn run() -> Result<Config> {
 
 fn read_config() -> Result<String> {
     let deadline = Instant::now() + DISK_DEADLINE;
-    while !Path::new(DISK).exists() {
+    let disk = loop {
+        if let Some(disk) = config_disk() {
+            break disk;
+        }
         if Instant::now() > deadline {
-            bail!("no disk labelled PCGCONFIG after {} s", DISK_DEADLINE.as_secs());
+            bail!("no disk labelled {LABEL} after {} s", DISK_DEADLINE.as_secs());
         }
         std::thread::sleep(Duration::from_millis(100));
-    }
+    };
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(DISK), MOUNT_POINT, Some("vfat"), flags, None::<&str>).context("cannot mount the disk PCGCONFIG")?;
+    mount(Some(&disk), MOUNT_POINT, Some("vfat"), flags, None::<&str>)
+        .with_context(|| format!("cannot mount the disk {LABEL}"))?;
     let text = fs::read_to_string(Path::new(MOUNT_POINT).join("config.xml"));
     let _ = umount2(MOUNT_POINT, MntFlags::empty());
-    text.context("cannot read config.xml on the disk PCGCONFIG")
+    text.with_context(|| format!("cannot read config.xml on the disk {LABEL}"))
+}
+
+/// The first disk with our label in its FAT boot sector.
+fn config_disk() -> Option<PathBuf> {
+    let mut disks: Vec<_> = fs::read_dir("/sys/block").ok()?.flatten().map(|entry| entry.file_name()).collect();
+    disks.sort();
+    let labelled = |disk: &PathBuf| {
+        let mut sector = [0; 512];
+        let read = fs::File::open(disk).and_then(|mut file| file.read_exact(&mut sector));
+        read.is_ok() && config::fat_label(&sector).is_some_and(|label| label == LABEL)
+    };
+    disks.into_iter().map(|name| Path::new("/dev").join(name)).find(labelled)
 }
 
 fn apply(config: &Config, files: &[(&'static str, String)]) -> Result<()> {

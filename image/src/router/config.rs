@@ -133,6 +133,15 @@ pub fn parse(text: &str) -> Result<Config, Error> {
     }
 }
 
+/// Volume label in a FAT boot sector, of FAT12, FAT16 or FAT32.
+pub fn fat_label(sector: &[u8; 512]) -> Option<&str> {
+    let label = |at: usize, kind: usize| {
+        let fat = sector[kind..kind + 3] == *b"FAT" && sector[510..] == [0x55, 0xaa];
+        fat.then(|| std::str::from_utf8(&sector[at..at + 11]).ok()).flatten()
+    };
+    label(43, 54).or_else(|| label(71, 82)).map(str::trim_end)
+}
+
 fn is_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || c == '-';
     (1..=63).contains(&text.len()) && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
@@ -210,6 +219,21 @@ pub(crate) mod tests {
             let error = parse(&EXAMPLE.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(problem), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn labels_of_both_layouts_are_read() {
+        let sector = |label: usize, kind: usize, magic: u8| {
+            let mut sector = [0; 512];
+            sector[label..label + 11].copy_from_slice(b"PCGCONFIG  ");
+            sector[kind..kind + 8].copy_from_slice(b"FAT16   ");
+            sector[510..].copy_from_slice(&[0x55, magic]);
+            sector
+        };
+        assert_eq!(fat_label(&sector(43, 54, 0xaa)), Some("PCGCONFIG"));
+        assert_eq!(fat_label(&sector(71, 82, 0xaa)), Some("PCGCONFIG"));
+        assert_eq!(fat_label(&sector(43, 54, 0)), None);
+        assert_eq!(fat_label(&[0; 512]), None);
     }
 
     #[test]
