@@ -97,8 +97,7 @@ pub struct Expected {
 pub fn read_index(bundle: &Path) -> Result<(Index, String), Error> {
     let path = bundle.join(INDEX_FILE);
     let text = read(&path)?;
-    let index: Index =
-        serde_json::from_slice(&text).map_err(|source| Error::Shape { path: path.clone(), source })?;
+    let index: Index = serde_json::from_slice(&text).map_err(|source| Error::Shape { path: path.clone(), source })?;
     if index.format_version != 1 {
         return Err(Error::Version { path, found: index.format_version });
     }
@@ -205,7 +204,7 @@ pub(crate) mod tests {
             (digest, content.len())
         };
         let (config, config_size) = put(b"{}");
-        let (layer, layer_size) = put(&[7; 100_000]);
+        let (layer, layer_size) = put(&vec![7; 100_000]);
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",

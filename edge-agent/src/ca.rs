@@ -132,7 +132,8 @@ impl Authority {
         if until - now.as_second() < (until - from) / 3 {
             return None;
         }
-        let mut found: Vec<String> = parsed.subject_alternative_name().ok()??.value.general_names.iter().filter_map(shown).collect();
+        let mut found: Vec<String> =
+            parsed.subject_alternative_name().ok()??.value.general_names.iter().filter_map(shown).collect();
         let mut wanted = names.to_vec();
         found.sort();
         wanted.sort();

@@ -156,8 +156,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let mut server = server;
     tokio::select! {
         ((), ()) = async { tokio::join!(engine.run(), ended) } => {}
-        served = &mut server => {
-            let why = match served {
+        end = &mut server => {
+            let why = match end {
                 Ok(Err(e)) => e,
                 Ok(Ok(())) => std::io::Error::other("it ended by itself"),
                 Err(e) => std::io::Error::other(e),
@@ -178,7 +178,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
 
 /// Everything goes to the journal, and to standard error as `RUST_LOG` says.
 fn log_to(journal: &Journal) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,edge_agent=info,edge_layers=info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,edge_agent=info,edge_layers=info"));
     let terminal = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).with_filter(filter);
     let _ = tracing_subscriber::registry().with(journal.clone()).with(terminal).try_init();
 }

@@ -80,8 +80,7 @@ pub fn write_if_changed(path: &Path, content: &[u8], mode: u32) -> Result<bool, 
 
 /// Writes a value as JSON with `mode` 0600.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
-    let mut text =
-        serde_json::to_vec_pretty(value).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let mut text = serde_json::to_vec_pretty(value).map_err(|source| Error::Json { path: path.to_owned(), source })?;
     text.push(b'\n');
     write(path, &text, 0o600)
 }

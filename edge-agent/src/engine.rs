@@ -37,9 +37,9 @@ use crate::redact;
 use crate::status::Board;
 
 /// Shortest and longest pause after a failure.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(1));
 /// Pause between two probes of a ready appliance, behind all events.
-const RESYNC: Duration = Duration::from_secs(300);
+const RESYNC: Duration = Duration::from_mins(5);
 /// Events that come closer together than this are one.
 const GAP: Duration = Duration::from_secs(5);
 
@@ -347,14 +347,11 @@ impl Engine {
         match ended {
             Ok(Verdict::Ready(message)) => {
                 let message = redact::line(&message, 400);
-                let times = match before.filter(|_| !run.changes.get()) {
-                    Some(times) => times,
-                    None => {
-                        let seconds = finished.duration_since(begun).as_secs_f64();
-                        info!(step = name, "ready after {seconds:.1} s: {message}");
-                        Times { started: begun, finished, attempts }
-                    }
-                };
+                let times = before.filter(|_| !run.changes.get()).unwrap_or_else(|| {
+                    let seconds = finished.duration_since(begun).as_secs_f64();
+                    info!(step = name, "ready after {seconds:.1} s: {message}");
+                    Times { started: begun, finished, attempts }
+                });
                 self.failures.remove(name);
                 self.record.borrow_mut().remember(name, times);
                 self.board.edit_step(name, |step| {

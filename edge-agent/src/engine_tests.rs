@@ -98,7 +98,7 @@ impl Rig {
         tokio::select! {
             () = engine.run() => panic!("the engine ended"),
             status = reached => status,
-            () = tokio::time::sleep(Duration::from_secs(600)) => panic!("not reached"),
+            () = tokio::time::sleep(Duration::from_mins(10)) => panic!("not reached"),
         }
     }
 }
@@ -179,13 +179,13 @@ async fn what_was_lost_is_made_again_at_the_resync() {
     let rig = Rig::new();
     let world = Rc::clone(&rig.world);
     let lost = Cell::new(false);
-    let lose = |status: &Status| {
+    let break_it = |status: &Status| {
         if ready(status) && !lost.replace(true) {
             world.made.borrow_mut().retain(|n| *n != "two");
         }
     };
     let again = |status: &Status| ready(status) && world.writes.get() == 4;
-    let status = rig.until_with(again, lose).await;
+    let status = rig.until_with(again, break_it).await;
     assert!(status.steps[1].finished > status.steps[0].finished);
 }
 

@@ -112,6 +112,6 @@ mod tests {
         assert_eq!(manifest[0]["RepoTags"][0], "a/b:c");
         assert_eq!(manifest[0]["Config"], names[1].0.as_str());
         assert_eq!(manifest[0]["Layers"][0], names[2].0.as_str());
-        assert_eq!(names[2].1, [7; 100_000]);
+        assert_eq!(names[2].1, vec![7; 100_000]);
     }
 }

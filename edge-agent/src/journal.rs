@@ -133,13 +133,18 @@ fn read_back(path: &Path, size: u64) -> io::Result<VecDeque<LogLine>> {
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        if !metadata.target().starts_with("edge_") || *metadata.level() > Level::INFO {
+        if !metadata.target().starts_with("edge_agent") || *metadata.level() > Level::INFO {
             return;
         }
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = metadata.level().to_string().to_lowercase();
-        self.add(LogLine { time: Timestamp::now(), level, step: fields.step, message: fields.message + &fields.others });
+        self.add(LogLine {
+            time: Timestamp::now(),
+            level,
+            step: fields.step,
+            message: fields.message + &fields.others,
+        });
     }
 }
 
@@ -178,17 +183,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("edge.log");
         let journal = Journal::open(&path).unwrap();
-        let mut live = journal.subscribe();
+        let mut reader = journal.subscribe();
         let subscriber = tracing_subscriber::registry().with(journal.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(target: "edge_agent::x", step = "bundle", size = 3, "verified\nat http://a:b@c");
             tracing::debug!(target: "edge_agent::x", "not for people");
             tracing::info!(target: "hyper", "not ours");
         });
-        let line = live.try_recv().unwrap();
+        let line = reader.try_recv().unwrap();
         assert_eq!((line.level.as_str(), line.step.as_deref()), ("info", Some("bundle")));
         assert_eq!(line.message, "verified at http://***@c size=3");
-        assert!(live.try_recv().is_err());
+        assert!(reader.try_recv().is_err());
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains(" INFO  bundle              verified at http://***@c size=3\n"), "{text}");
         let again = Journal::open(&path).unwrap().last(10);

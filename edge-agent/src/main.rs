@@ -40,6 +40,9 @@ enum Command {
         /// Keep the root with the cluster's data, identity, logins and logs
         #[arg(long)]
         keep_data: bool,
+        /// Go on where virtual machines cannot be removed, and say what was left
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -97,8 +100,8 @@ async fn run(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
             daemon::run(options).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Remove { common, keep_data } => {
-            let options = remove::Options { root: common.root()?, instance: common.instance, keep_data };
+        Command::Remove { common, keep_data, force } => {
+            let options = remove::Options { root: common.root()?, instance: common.instance, keep_data, force };
             let left = remove::run(&options).await?;
             for what in &left {
                 eprintln!("left: {what}");

@@ -115,7 +115,7 @@ pub fn resolv_conf(site: &SiteConfig, host: &str, gateway: Ipv4Addr) -> String {
     if servers.is_empty() {
         servers.push(gateway);
     }
-    servers.iter().map(|s| format!("nameserver {s}\n")).collect()
+    servers.iter().fold(String::new(), |text, server| text + "nameserver " + &server.to_string() + "\n")
 }
 
 /// Drop-in for containerd's unit with the proxy, in a file of mode 0600: kind would hand it over in arguments.
@@ -134,7 +134,7 @@ pub fn containerd_proxy(site: &SiteConfig) -> Option<String> {
     ];
     for (name, value) in values {
         if let Some(value) = value {
-            text.push_str(&format!("Environment=\"{name}={}\"\n", unit_quote(&value)));
+            text = text + "Environment=\"" + name + "=" + &unit_quote(&value) + "\"\n";
         }
     }
     Some(text)
@@ -155,9 +155,7 @@ fn unit_quote(value: &str) -> String {
 
 /// Audit policy: who wrote what, without content; leases and events are left out, reads too.
 pub fn audit_policy() -> Value {
-    let none = |group: &str, resources: &[&str]| {
-        json!({"level": "None", "resources": [{"group": group, "resources": resources}]})
-    };
+    let none = |group: &str, resources: &[&str]| json!({"level": "None", "resources": [{"group": group, "resources": resources}]});
     json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",

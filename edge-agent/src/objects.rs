@@ -19,14 +19,8 @@ use crate::engine::{Failure, Run};
 pub const FIELD_MANAGER: &str = "pcg-edge";
 
 /// Kinds without a namespace that are applied from here.
-const CLUSTER_WIDE: [&str; 6] = [
-    "Namespace",
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "CustomResourceDefinition",
-    "PriorityClass",
-    "StorageClass",
-];
+const CLUSTER_WIDE: [&str; 6] =
+    ["Namespace", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "PriorityClass", "StorageClass"];
 
 /// Makes `wanted` so; tells whether it wrote.
 pub async fn ensure(client: &Client, run: &Run, wanted: &Value) -> Result<bool, Failure> {
@@ -81,6 +75,8 @@ pub fn covers(live: &Value, wanted: &Value) -> bool {
         // The API server drops what is empty.
         (Value::Null, Value::Object(wanted)) => wanted.is_empty(),
         (Value::Null, Value::Array(wanted)) => wanted.is_empty(),
+        // 512.0 is written and 512 comes back.
+        (Value::Number(live), Value::Number(wanted)) => live == wanted || live.as_f64() == wanted.as_f64(),
         (live, wanted) => live == wanted,
     }
 }
@@ -107,7 +103,8 @@ pub async fn deployment_available(
                 }
             }
         }
-        let what = format!("Deployment {namespace}/{name} to be available{}{last}", if last.is_empty() { "" } else { ": " });
+        let what =
+            format!("Deployment {namespace}/{name} to be available{}{last}", if last.is_empty() { "" } else { ": " });
         if begun.elapsed() > deadline {
             return Err(Failure::new(format!("after {} s: still waits for {what}", deadline.as_secs())).hint(format!(
                 "`kubectl --kubeconfig <root>/kube/admin.conf -n {namespace} describe pod -l app.kubernetes.io/name={name}`"
@@ -158,6 +155,7 @@ mod tests {
         let live = json!({"spec": {"a": 1, "b": [{"x": 1, "default": true}], "c": {"d": 1}}, "status": {}});
         for same in [
             json!({"spec": {"a": 1}}),
+            json!({"spec": {"a": 1.0}}),
             json!({"spec": {"b": [{"x": 1}]}}),
             json!({"spec": {"empty": {}, "none": []}}),
         ] {

@@ -76,6 +76,11 @@ impl Paths {
         self.join("kube/admin.conf")
     }
 
+    /// Mark that vm-operator may have made something on the host: it is there before the first request for it.
+    pub fn host_touched(&self) -> PathBuf {
+        self.join("state/host-touched")
+    }
+
     /// Makes every folder of the tree with its mode.
     pub fn ensure(&self) -> Result<(), durable::Error> {
         // The root is searchable, because QEMU runs as another user and opens disks and logs below it.

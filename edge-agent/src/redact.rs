@@ -12,7 +12,8 @@ pub fn redact(text: &str) -> String {
         // A password may hold a slash that somebody forgot to encode: look on to the next space for an `@`.
         let word = after.find(|c: char| c.is_whitespace() || "\"'<>".contains(c)).unwrap_or(after.len());
         let authority = &after[..end];
-        if let Some(sign) = authority.rfind('@').or_else(|| after[..word].find('@').filter(|_| authority.contains(':'))) {
+        if let Some(sign) = authority.rfind('@').or_else(|| after[..word].find('@').filter(|_| authority.contains(':')))
+        {
             out.push_str("***");
             rest = &after[sign..];
         } else {
@@ -29,9 +30,7 @@ fn hide_word_after(text: &str, marker: &str) -> String {
     while let Some(at) = rest.find(marker) {
         let (before, after) = rest.split_at(at + marker.len());
         out.push_str(before);
-        let end = after
-            .find(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c)))
-            .unwrap_or(after.len());
+        let end = after.find(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c))).unwrap_or(after.len());
         // Words of prose ("Basic login") stay; a credential is long.
         if end >= 12 {
             out.push_str("***");

@@ -23,7 +23,7 @@ use crate::world;
 /// Longest wait for the API server of a stopped node.
 const API_DEADLINE: Duration = Duration::from_secs(150);
 /// Longest wait for all objects of one kind to go. A guest that ignores its shutdown takes a while.
-const GONE_DEADLINE: Duration = Duration::from_secs(240);
+const GONE_DEADLINE: Duration = Duration::from_mins(4);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Options {
     pub instance: Instance,
     /// Keep the root: data of the cluster, identity, logins, profiles, logs.
     pub keep_data: bool,
+    /// Go on where machines cannot be removed, and say what was left.
+    pub force: bool,
 }
 
 /// Removes; returns what had to be left.
@@ -54,36 +56,33 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
     };
 
     match docker.container(&node).await {
+        Err(_) if !has_root => {}
         Err(e) => left.push(format!("docker does not answer, so its part stays: {}", chain(&e))),
         Ok(container) => {
-            if let Some(container) = container {
-                // Without a kubeconfig the operator was never installed.
-                if paths.kubeconfig().exists() {
-                    if let Err(why) = remove_objects(&paths, &docker, &node, container.running).await {
-                        left.push(format!("virtual machines, networks and pools in libvirt: {why}"));
-                    }
+            let running = container.as_ref().map(|c| c.running);
+            if paths.host_touched().exists() {
+                match remove_objects(&paths, &docker, &node, running).await {
+                    Ok(()) => drop(durable::remove_file(&paths.host_touched())?),
+                    Err(why) => left.push(format!(
+                        "what libvirt has of this instance (domains, networks and pools named `{instance}-…`): {why}"
+                    )),
                 }
-                if left.is_empty() {
-                    match docker.remove_container(&node).await {
-                        Ok(_) => println!("removed container {node}"),
-                        Err(e) => left.push(format!("container {node}: {}", chain(&e))),
-                    }
-                } else {
-                    // The one that could still clean up must not go.
-                    left.push(format!("container {node}, so that it can be tried again"));
+            }
+            if !left.is_empty() && !options.force {
+                // The one that could still clean up must not go.
+                left.push("the system cluster and the root, so that it can be tried again, or with --force".to_owned());
+                return Ok(left);
+            }
+            if running.is_some() {
+                match docker.remove_container(&node).await {
+                    Ok(_) => println!("removed container {node}"),
+                    Err(e) => left.push(format!("container {node}: {}", chain(&e))),
                 }
-            } else if paths.join("state/cluster.json").exists() && paths.join("etcd/member").exists() {
-                left.push(format!(
-                    "what libvirt has of this instance (domains, networks and pools named `{instance}-…`): the system \
-                     cluster is gone; start the agent once, so that it comes back, then remove again"
-                ));
             }
-            if left.is_empty() {
-                remove_from_docker(&docker, instance, &mut left).await;
-            }
+            remove_from_docker(&docker, instance, &mut left).await;
         }
     }
-    if has_root && left.is_empty() && !options.keep_data {
+    if has_root && !options.keep_data && (left.is_empty() || options.force) {
         remove_root(&paths)?;
     }
     drop(lock);
@@ -131,8 +130,13 @@ fn remove_root(paths: &Paths) -> Result<(), Error> {
 }
 
 /// Deletes machines, images and the appliance, in this order, and waits until vm-operator has let each go.
-async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: bool) -> Result<(), String> {
-    if !running {
+async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: Option<bool>) -> Result<(), String> {
+    if running.is_none() || !paths.kubeconfig().exists() {
+        return Err(
+            "the system cluster is not there; start the agent once, so that it comes back, and try again".to_owned()
+        );
+    }
+    if running == Some(false) {
         docker.start(node).await.map_err(|e| chain(&e))?;
         println!("started the stopped system cluster for its machines to be removed");
     }

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
@@ -12,7 +13,6 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::Json;
 use edge_api::agent::{ApiError, LogLine, ValidationReport};
 use futures::{Stream, StreamExt, stream};
 use serde::Deserialize;
@@ -51,7 +51,8 @@ impl Server {
         let path = self.paths.socket();
         let listener = listen(&path)?;
         let cancel = self.cancel.clone();
-        let served = axum::serve(listener, self.router()).with_graceful_shutdown(async move { cancel.cancelled().await });
+        let served =
+            axum::serve(listener, self.router()).with_graceful_shutdown(async move { cancel.cancelled().await });
         let served = served.await;
         let _ = std::fs::remove_file(&path);
         served
@@ -67,7 +68,9 @@ impl Server {
             .route("/v1/vms", get(vms))
             .route("/v1/vms/{name}", get(vm))
             .fallback(async || error(StatusCode::NOT_FOUND, "there is no such path", Some("GET /v1/status")))
-            .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "another method is needed", None))
+            .method_not_allowed_fallback(async || {
+                error(StatusCode::METHOD_NOT_ALLOWED, "another method is needed", None)
+            })
             .layer(DefaultBodyLimit::max(LIMIT as usize))
             .with_state(self)
     }
@@ -96,7 +99,8 @@ async fn status(State(server): State<Server>) -> Response {
 /// Whole status at once and after every change, and every line of the log. A reader that is slow misses states in
 /// between, never the last one.
 async fn events(State(server): State<Server>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let statuses = WatchStream::new(server.board.subscribe()).filter_map(async |s| Event::default().event("status").json_data(s).ok());
+    let statuses = WatchStream::new(server.board.subscribe())
+        .filter_map(async |s| Event::default().event("status").json_data(s).ok());
     let lines = BroadcastStream::new(server.journal.subscribe())
         .filter_map(async |line: Result<LogLine, _>| Event::default().event("log").json_data(line.ok()?).ok());
     let both = stream::select(statuses.boxed(), lines.boxed()).map(Ok);
@@ -110,7 +114,10 @@ struct LogQuery {
     lines: Option<usize>,
 }
 
-async fn logs(State(server): State<Server>, query: Result<Query<LogQuery>, axum::extract::rejection::QueryRejection>) -> Response {
+async fn logs(
+    State(server): State<Server>,
+    query: Result<Query<LogQuery>, axum::extract::rejection::QueryRejection>,
+) -> Response {
     match query {
         Ok(Query(query)) => Json(server.journal.last(query.lines.unwrap_or(200))).into_response(),
         Err(e) => error(StatusCode::BAD_REQUEST, e.body_text(), Some("GET /v1/logs?lines=200")),
@@ -122,7 +129,8 @@ fn report(server: &Server, body: &[u8]) -> ValidationReport {
     match check(body) {
         Err(errors) => ValidationReport { errors, ..ValidationReport::default() },
         Ok(new) => {
-            let stored = |path: std::path::PathBuf| durable::read(&path, LIMIT).ok().flatten().and_then(|t| check(&t).ok());
+            let stored =
+                |path: std::path::PathBuf| durable::read(&path, LIMIT).ok().flatten().and_then(|t| check(&t).ok());
             let old = stored(server.paths.site_in_force());
             let installed = stored(server.paths.site_installed())
                 .or_else(|| old.clone().filter(|_| server.paths.join("state/cluster.json").exists()));
@@ -135,14 +143,20 @@ fn report(server: &Server, body: &[u8]) -> ValidationReport {
     }
 }
 
-async fn validate(State(server): State<Server>, body: Result<Bytes, axum::extract::rejection::BytesRejection>) -> Response {
+async fn validate(
+    State(server): State<Server>,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Response {
     match body {
         Ok(body) => Json(report(&server, &body)).into_response(),
         Err(e) => error(e.status(), e.body_text(), Some("a site file has at most 1 MiB")),
     }
 }
 
-async fn apply(State(server): State<Server>, body: Result<Bytes, axum::extract::rejection::BytesRejection>) -> Response {
+async fn apply(
+    State(server): State<Server>,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(e) => return error(e.status(), e.body_text(), Some("a site file has at most 1 MiB")),
@@ -166,6 +180,10 @@ async fn vms(State(server): State<Server>) -> Response {
 async fn vm(State(server): State<Server>, UrlPath(name): UrlPath<String>) -> Response {
     match machines::all(&server.machines).into_iter().find(|m| m.metadata.name.as_deref() == Some(&name)) {
         Some(machine) => Json(machine).into_response(),
-        None => error(StatusCode::NOT_FOUND, format!("there is no virtual machine {name:?}"), Some("GET /v1/vms lists them")),
+        None => error(
+            StatusCode::NOT_FOUND,
+            format!("there is no virtual machine {name:?}"),
+            Some("GET /v1/vms lists them"),
+        ),
     }
 }

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use edge_api::agent::{Accelerator, Application, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState};
 use edge_api::Instance;
+use edge_api::agent::{Accelerator, Application, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState};
 use tokio::sync::watch;
 
 /// Name and title of the steps, in order.
@@ -132,7 +132,8 @@ fn summary(status: &Status) -> (Phase, String) {
         return (Phase::Failing, format!("{}: {}", step.title, step.message));
     }
     if let Some(step) = status.steps.iter().find(|s| s.state != StepState::Ready) {
-        let message = if step.message.is_empty() { step.title.clone() } else { format!("{}: {}", step.title, step.message) };
+        let message =
+            if step.message.is_empty() { step.title.clone() } else { format!("{}: {}", step.title, step.message) };
         return (Phase::Installing, message);
     }
     if let Some(machine) = status.machines.iter().find(|m| !m.ready) {

@@ -105,7 +105,8 @@ impl Docker {
 
     /// Names with tags of the images of a repository.
     pub async fn images(&self, repository: &str) -> Result<Vec<String>, Error> {
-        let text = self.command(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository]).run().await?.stdout;
+        let text =
+            self.command(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository]).run().await?.stdout;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
@@ -116,7 +117,7 @@ impl Docker {
 
     /// Removes a name of an image, and the image with its last name; tells whether there was one.
     pub async fn remove_image(&self, reference: &str) -> Result<bool, Error> {
-        Ok(absent(self.command(["image", "rm", reference]).deadline(Duration::from_secs(120)).run().await)?.is_some())
+        Ok(absent(self.command(["image", "rm", reference]).deadline(Duration::from_mins(2)).run().await)?.is_some())
     }
 
     /// Loads an archive that `write` streams.
@@ -124,7 +125,7 @@ impl Docker {
     where
         F: AsyncFnOnce(&mut ChildStdin) -> std::io::Result<()>,
     {
-        self.command(["load", "--quiet"]).deadline(Duration::from_secs(1800)).run_with_input(write).await.map(drop)
+        self.command(["load", "--quiet"]).deadline(Duration::from_mins(30)).run_with_input(write).await.map(drop)
     }
 
     /// A container; `None` where there is none of that name.
@@ -138,14 +139,13 @@ impl Docker {
             source: std::io::Error::new(std::io::ErrorKind::InvalidData, e),
         })?;
         let bindings = json.host_config.port_bindings.unwrap_or_default();
-        let host_ports =
-            bindings.into_values().flatten().flatten().filter_map(|b| b.host_port.parse().ok()).collect();
+        let host_ports = bindings.into_values().flatten().flatten().filter_map(|b| b.host_port.parse().ok()).collect();
         Ok(Some(Container { id: json.id, image: json.image, running: json.state.running, host_ports }))
     }
 
     /// Starts a stopped container.
     pub async fn start(&self, name: &str) -> Result<(), Error> {
-        self.command(["container", "start", name]).deadline(Duration::from_secs(120)).run().await.map(drop)
+        self.command(["container", "start", name]).deadline(Duration::from_mins(2)).run().await.map(drop)
     }
 
     /// Last lines of what a container wrote.
@@ -158,7 +158,7 @@ impl Docker {
     pub async fn remove_container(&self, name: &str) -> Result<bool, Error> {
         let program = self.command(["container", "rm", "--force", "--volumes", name]);
         let existed = self.container(name).await?.is_some();
-        absent(program.deadline(Duration::from_secs(180)).run().await)?;
+        absent(program.deadline(Duration::from_mins(3)).run().await)?;
         Ok(existed)
     }
 

@@ -43,7 +43,7 @@ impl Kind {
         program
             .args(["--config".as_ref(), config.as_os_str()])
             .args(["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()])
-            .deadline(Duration::from_secs(600))
+            .deadline(Duration::from_mins(10))
             .run()
             .await
             .map(drop)
@@ -60,7 +60,7 @@ impl Kind {
         let program = self.command(&["delete", "cluster"]);
         program
             .args(["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()])
-            .deadline(Duration::from_secs(180))
+            .deadline(Duration::from_mins(3))
             .run()
             .await
             .map(drop)

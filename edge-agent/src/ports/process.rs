@@ -143,7 +143,7 @@ impl Program {
         let (out_pipe, err_pipe) = (child.stdout.take(), child.stderr.take());
         let work = async {
             let feed = async {
-                let fed = match stdin.as_mut() {
+                let end = match stdin.as_mut() {
                     Some(pipe) => match input(pipe).await {
                         Ok(()) => pipe.shutdown().await,
                         Err(e) => Err(e),
@@ -151,10 +151,10 @@ impl Program {
                     None => Ok(()),
                 };
                 drop(stdin);
-                fed
+                end
             };
-            let (fed, (), ()) = tokio::join!(feed, collect(out_pipe, &mut out), collect(err_pipe, &mut err));
-            (fed, child.wait().await)
+            let (input_end, (), ()) = tokio::join!(feed, collect(out_pipe, &mut out), collect(err_pipe, &mut err));
+            (input_end, child.wait().await)
         };
         let ended = tokio::time::timeout(self.deadline, work).await;
         if ended.is_ok() {
@@ -166,9 +166,7 @@ impl Program {
         match ended {
             Err(_) => Err(Error::Deadline { command, after: self.deadline, tail: tail(&err, &out) }),
             Ok((_, Err(source))) => Err(Error::Start { program: command, source }),
-            Ok((_, Ok(status))) if !status.success() => {
-                Err(Error::Failed { command, status, tail: tail(&err, &out) })
-            }
+            Ok((_, Ok(status))) if !status.success() => Err(Error::Failed { command, status, tail: tail(&err, &out) }),
             Ok((Err(source), Ok(_))) => Err(Error::Input { command, source }),
             Ok((Ok(()), Ok(_))) => Ok(Output { stdout: out, stderr: err }),
         }
@@ -207,7 +205,7 @@ impl Drop for Group {
 
 async fn collect(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
     let Some(mut pipe) = pipe else { return };
-    let mut buffer = [0; 8192];
+    let mut buffer = vec![0; 8192];
     while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
         kept.extend_from_slice(&buffer[..n]);
         if kept.len() > 2 * KEEP {
@@ -274,6 +272,6 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_named() {
         let error = Program::new("/nonexistent/x").run().await.unwrap_err();
-        assert!(error.to_string().contains("x"), "{error}");
+        assert!(error.to_string().contains('x'), "{error}");
     }
 }

@@ -38,15 +38,15 @@ impl Login {
                 password
             }
         };
-        let matches = |line: &str| line.strip_prefix(&prefix).is_some_and(|h| bcrypt::verify(&password, h).unwrap_or(false));
-        let htpasswd = match read(&hash_path)?.filter(|line| matches(line)) {
-            Some(line) => line,
-            None => {
-                let hash = bcrypt::hash(&password, COST).map_err(|e| Failure::of(&e))?;
-                let line = format!("{prefix}{hash}");
-                durable::write(&hash_path, format!("{line}\n").as_bytes(), 0o600).map_err(|e| Failure::of(&e))?;
-                line
-            }
+        let matches =
+            |line: &str| line.strip_prefix(&prefix).is_some_and(|h| bcrypt::verify(&password, h).unwrap_or(false));
+        let htpasswd = if let Some(line) = read(&hash_path)?.filter(|line| matches(line)) {
+            line
+        } else {
+            let hash = bcrypt::hash(&password, COST).map_err(|e| Failure::of(&e))?;
+            let line = format!("{prefix}{hash}");
+            durable::write(&hash_path, format!("{line}\n").as_bytes(), 0o600).map_err(|e| Failure::of(&e))?;
+            line
         };
         Ok(Self { password, htpasswd })
     }

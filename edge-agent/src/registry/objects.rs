@@ -1,9 +1,9 @@
 //! Objects of the registry: one pod with two containers on the same storage. `pull` serves everybody, read-only, with
 //! TLS and a login; `push` listens on the pod's loopback only, and the agent reaches it through the API server.
 
-use edge_api::names::{NAMESPACE, REGISTRY_PORT, REGISTRY_PULL_SECRET, REGISTRY_PULL_USER};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use edge_api::names::{NAMESPACE, REGISTRY_PORT, REGISTRY_PULL_SECRET, REGISTRY_PULL_USER};
 use serde_json::{Value, json};
 
 use super::login::Login;
@@ -26,10 +26,13 @@ pub fn objects(image: &str, leaf: &Leaf, login: &Login, authority: &str) -> Vec<
     let labels = json!({"app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": "pcg-edge"});
     let metadata = |name: &str| json!({"name": name, "namespace": NAMESPACE, "labels": labels});
     let base64 = |text: &str| BASE64_STANDARD.encode(text);
-    let pull = config(&json!({
-        "addr": format!(":{REGISTRY_PORT}"),
-        "tls": {"certificate": "/etc/registry/tls.crt", "key": "/etc/registry/tls.key", "minimumtls": "tls1.2"},
-    }), true);
+    let pull = config(
+        &json!({
+            "addr": format!(":{REGISTRY_PORT}"),
+            "tls": {"certificate": "/etc/registry/tls.crt", "key": "/etc/registry/tls.key", "minimumtls": "tls1.2"},
+        }),
+        true,
+    );
     let push = config(&json!({"addr": format!("127.0.0.1:{PUSH_PORT}")}), false);
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": metadata("registry"), "type": "Opaque",

@@ -17,7 +17,8 @@ impl Reference {
         let (origin, rest) = name.split_once('/')?;
         let (path, tag) = rest.rsplit_once(':')?;
         let host = origin.contains(['.', ':']) || origin == "localhost";
-        let good = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
+        let good =
+            |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:".contains(&b));
         let safe = !path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
         (host && good(origin) && good(path) && good(tag) && safe && !tag.contains('/')).then(|| Self {
             origin: origin.to_owned(),

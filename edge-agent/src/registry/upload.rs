@@ -149,7 +149,13 @@ impl Push {
         Ok(())
     }
 
-    async fn manifest(&mut self, repository: &str, name: &str, manifest: &Manifest, text: Vec<u8>) -> Result<(), Error> {
+    async fn manifest(
+        &mut self,
+        repository: &str,
+        name: &str,
+        manifest: &Manifest,
+        text: Vec<u8>,
+    ) -> Result<(), Error> {
         let media_type = manifest.media_type.as_deref().unwrap_or("application/vnd.oci.image.manifest.v1+json");
         let path = format!("/v2/{repository}/manifests/{name}");
         let size = text.len() as u64;
@@ -170,7 +176,8 @@ impl Push {
         let status = answer.status();
         let (head, body) = answer.into_parts();
         // Read in any case: the connection is used again.
-        let text = Limited::new(body, 64 << 10).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let text =
+            Limited::new(body, 64 << 10).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         if status == expected {
             return Ok(Response::from_parts(head, ()));
         }

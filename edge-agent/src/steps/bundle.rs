@@ -39,7 +39,8 @@ impl Bundle {
     async fn ensure_bundle(&self, run: &Run) -> Result<Verdict, Failure> {
         let folder = &self.world.bundle;
         let failed = |e: Error| {
-            Failure::of(&e).hint(format!("the bundle at {} is damaged or incomplete: build or copy it again", folder.display()))
+            Failure::of(&e)
+                .hint(format!("the bundle at {} is damaged or incomplete: build or copy it again", folder.display()))
         };
         let (index, index_digest) = bundle::read_index(folder).map_err(failed)?;
         let files = bundle::expected(folder, &index).map_err(failed)?;
@@ -123,8 +124,8 @@ impl Drop for StopOnDrop {
 fn fingerprint(files: &[Expected]) -> Result<String, Error> {
     let mut text = String::new();
     for file in files {
-        let metadata = std::fs::metadata(&file.path)
-            .map_err(|source| Error::Read { path: file.path.clone(), source })?;
+        let metadata =
+            std::fs::metadata(&file.path).map_err(|source| Error::Read { path: file.path.clone(), source })?;
         // Not the time of change: a blob is a hard link, and one more link changes it.
         let _ = writeln!(text, "{} {} {}.{}", file.digest, metadata.len(), metadata.mtime(), metadata.mtime_nsec());
     }

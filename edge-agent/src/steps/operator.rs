@@ -14,6 +14,7 @@ use kube::{Api, CustomResourceExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict};
 use crate::objects;
 use crate::world::World;
@@ -23,9 +24,9 @@ const MANIFEST: &str = include_str!("../../../deploy/operator.yaml");
 /// Name of the Deployment and of its container.
 const NAME: &str = "vm-operator";
 /// Longest wait for the operator's pod, its pull included.
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_mins(4);
 /// Longest wait for the host's networks and pools.
-const APPLIANCE_DEADLINE: Duration = Duration::from_secs(120);
+const APPLIANCE_DEADLINE: Duration = Duration::from_mins(2);
 
 /// See the module.
 pub struct Operator {
@@ -46,8 +47,10 @@ impl Operator {
             if objects::ensure(&client, run, &wanted).await? {
                 let api: Api<CustomResourceDefinition> = Api::all(client.clone());
                 let established = await_condition(api, &name, conditions::is_crd_established());
-                let waited = tokio::time::timeout(Duration::from_secs(60), established).await;
-                waited.map_err(|_| Failure::new(format!("{name} is not established after 60 s")))?.map_err(|e| Failure::of(&e))?;
+                let outcome = tokio::time::timeout(Duration::from_mins(1), established).await;
+                outcome
+                    .map_err(|_| Failure::new(format!("{name} is not established after 60 s")))?
+                    .map_err(|e| Failure::of(&e))?;
             }
         }
         let artifact = index.artifacts.iter().find(|a| a.name.starts_with(&format!("{OWN_ORIGIN}/{NAME}:")));
@@ -58,6 +61,7 @@ impl Operator {
             objects::ensure(&client, run, &object).await?;
         }
         objects::deployment_available(&client, run, NAMESPACE, NAME, DEADLINE).await?;
+        durable::write_if_changed(&self.world.paths.host_touched(), b"", 0o600).map_err(|e| Failure::of(&e))?;
         objects::ensure(&client, run, &self.appliance(&run.site)?).await?;
         let host = self.appliance_ready(run, &client).await?;
         Ok(Verdict::Ready(host))
@@ -80,7 +84,10 @@ impl Operator {
             let ready = await_condition(api.clone(), LOCAL_APPLIANCE, |a: Option<&Appliance>| a.is_some_and(is_ready));
             if let Ok(Ok(Some(appliance))) = tokio::time::timeout(Duration::from_secs(2), ready).await {
                 let host = appliance.status.and_then(|s| s.host).unwrap_or_default();
-                return Ok(format!("libvirt {}, QEMU {}, {}", host.libvirt_version, host.hypervisor_version, host.accelerator));
+                return Ok(format!(
+                    "libvirt {}, QEMU {}, {}",
+                    host.libvirt_version, host.hypervisor_version, host.accelerator
+                ));
             }
             let missing = match api.get_opt(LOCAL_APPLIANCE).await {
                 Ok(Some(appliance)) => unmet(&appliance),
@@ -89,8 +96,10 @@ impl Operator {
             };
             if begun.elapsed() > APPLIANCE_DEADLINE {
                 let seconds = APPLIANCE_DEADLINE.as_secs();
-                return Err(Failure::new(format!("after {seconds} s: Appliance {LOCAL_APPLIANCE} is not ready: {missing}"))
-                    .hint(format!("`kubectl -n {NAMESPACE} logs deployment/{NAME}` shows what it tries")));
+                return Err(Failure::new(format!(
+                    "after {seconds} s: Appliance {LOCAL_APPLIANCE} is not ready: {missing}"
+                ))
+                .hint(format!("`kubectl -n {NAMESPACE} logs deployment/{NAME}` shows what it tries")));
             }
             run.working(format!("waits for Appliance {LOCAL_APPLIANCE}: {missing}"));
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -118,7 +127,8 @@ fn appliance_spec(world: &World, config: &SiteConfig) -> Result<ApplianceSpec, F
         .into_iter()
         .map(|site::StoragePool { name, path }| StoragePool { name, path })
         .collect();
-    let image_pool = pools.first().map(|p| p.name.clone()).ok_or_else(|| Failure::new("the site has no storage pool"))?;
+    let image_pool =
+        pools.first().map(|p| p.name.clone()).ok_or_else(|| Failure::new("the site has no storage pool"))?;
     let networks = crate::site::effective_networks(config).into_iter().map(|network| {
         let site::Network { name, type_, address, bridge } = network;
         let type_ = match type_ {
@@ -170,7 +180,8 @@ fn is_ready(appliance: &Appliance) -> bool {
 
 fn unmet(appliance: &Appliance) -> String {
     let Some(status) = &appliance.status else { return "vm-operator has not looked at it yet".to_owned() };
-    let find = |type_| condition::find(&status.conditions, type_).filter(|c| c.status != edge_api::ConditionStatus::True);
+    let find =
+        |type_| condition::find(&status.conditions, type_).filter(|c| c.status != edge_api::ConditionStatus::True);
     let unmet = ["Connected", "NetworksReady", "StoragePoolsReady", "Ready"].into_iter().find_map(find);
     unmet.map_or_else(|| "its last change is being worked on".to_owned(), |c| format!("{}: {}", c.type_, c.message))
 }

@@ -72,26 +72,23 @@ impl Preflight {
                 "free space there, or choose another --root",
             )),
             Ok(_) => {}
-            Err(e) => findings.push(finding(format!("free space at {}: {e}", world.paths.root().display()), "mount it")),
+            Err(e) => {
+                findings.push(finding(format!("free space at {}: {e}", world.paths.root().display()), "mount it"));
+            }
         }
         if let Err(e) = UnixStream::connect(LIBVIRT_SOCKET) {
             let hint = "start libvirtd (`systemctl start libvirtd`, or `libvirtd -d` without systemd)";
             findings.push(finding(format!("libvirt does not answer on {LIBVIRT_SOCKET}: {e}"), hint));
         }
         let node = world.kind().node();
-        match world.docker.server_version().await {
-            Err(e) => {
-                let hint = "start docker (`systemctl start docker`, or `dockerd` without systemd)";
-                findings.push(finding(format!("docker does not answer: {}", e.tail()), hint));
-            }
-            Ok(_) => {
-                let held = match world.docker.container(&node).await {
-                    Ok(container) => container.filter(|c| c.running).map(|c| c.host_ports).unwrap_or_default(),
-                    Err(e) => return Err(Failure::of(&e)),
-                };
-                findings.extend(self.check_ports(&held));
-                findings.extend(self.check_subnet().await?);
-            }
+        if let Err(e) = world.docker.server_version().await {
+            let hint = "start docker (`systemctl start docker`, or `dockerd` without systemd)";
+            findings.push(finding(format!("docker does not answer: {}", e.tail()), hint));
+        } else {
+            let container = world.docker.container(&node).await.map_err(|e| Failure::of(&e))?;
+            let held = container.filter(|c| c.running).map(|c| c.host_ports).unwrap_or_default();
+            findings.extend(self.check_ports(&held));
+            findings.extend(self.check_subnet().await?);
         }
         if findings.is_empty() {
             return Ok(Verdict::Ready(format!(
@@ -112,11 +109,13 @@ impl Preflight {
             (Ipv4Addr::UNSPECIFIED, self.world.registry_port, "the registry", "--registry-port"),
         ];
         let free = |address: Ipv4Addr, port| TcpListener::bind(SocketAddr::from((address, port)));
-        let taken = wanted.iter().filter(|(_, port, ..)| !held.contains(port)).filter_map(|(address, port, what, flag)| {
-            let error = free(*address, *port).err()?;
-            let hint = format!("`ss -ltnp sport = :{port}` names who holds it; stop that, or choose another {flag}");
-            Some(finding(format!("port {port} for {what} cannot be used: {error}"), hint))
-        });
+        let taken =
+            wanted.iter().filter(|(_, port, ..)| !held.contains(port)).filter_map(|(address, port, what, flag)| {
+                let error = free(*address, *port).err()?;
+                let hint =
+                    format!("`ss -ltnp sport = :{port}` names who holds it; stop that, or choose another {flag}");
+                Some(finding(format!("port {port} for {what} cannot be used: {error}"), hint))
+            });
         taken.collect()
     }
 

@@ -26,9 +26,9 @@ use crate::registry::upload::Push;
 use crate::world::World;
 
 /// Longest wait for the registry's pod.
-const DEADLINE: Duration = Duration::from_secs(180);
+const DEADLINE: Duration = Duration::from_mins(3);
 /// Longest wait for its port to answer, once its pod is ready.
-const PORT_DEADLINE: Duration = Duration::from_secs(60);
+const PORT_DEADLINE: Duration = Duration::from_mins(1);
 
 /// See the module.
 pub struct Registry {

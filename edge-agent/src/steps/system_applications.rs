@@ -74,14 +74,15 @@ impl SystemApplications {
         let report = loop {
             tokio::select! {
                 biased;
-                Some(application) = told.recv() => observe(run, &world.board, application),
+                Some(application) = told.recv() => observe(run, &world.board, &application),
                 report = &mut apply => break report,
             }
         };
         while let Ok(application) = told.try_recv() {
-            observe(run, &world.board, application);
+            observe(run, &world.board, &application);
         }
-        let report = report.map_err(|e| Failure::of(&e).hint("`edgectl status` and `edgectl vm list` show what it waits for"))?;
+        let report = report
+            .map_err(|e| Failure::of(&e).hint("`edgectl status` and `edgectl vm list` show what it waits for"))?;
         if !report.written.is_empty() || !report.pruned.is_empty() {
             run.working("records what was done");
             info!(step = "system-applications", "wrote {}, removed {}", list(&report.written), list(&report.pruned));
@@ -125,7 +126,7 @@ fn begin(board: &Board, pending: Vec<Application>) {
     });
 }
 
-fn observe(run: &Run, board: &Board, new: Application) {
+fn observe(run: &Run, board: &Board, new: &Application) {
     if matches!(new.state, StepState::Running | StepState::Waiting) {
         run.working(format!("layer {}: {}", new.name, new.message));
     }
@@ -167,7 +168,9 @@ fn site_properties(world: &World, config: &SiteConfig) -> Result<SiteProperties,
         None => config.host.dns.iter().map(ToString::to_string).collect(),
     };
     let proxy = config.proxy.as_ref().map(|proxy| {
-        let text = |secret: &Option<edge_api::site::Secret>| secret.as_ref().map(|s| s.expose().to_owned()).unwrap_or_default();
+        let text = |secret: &Option<edge_api::site::Secret>| {
+            secret.as_ref().map(|s| s.expose().to_owned()).unwrap_or_default()
+        };
         let certificates = proxy.ca_certificates.iter().filter_map(|c| certificate_pem(c)).collect();
         ProxyProperties {
             http: text(&proxy.http),

@@ -26,7 +26,7 @@ use crate::node;
 use crate::world::World;
 
 /// Longest wait for a node that was made or started. Emulated hosts are slow.
-const DEADLINE: Duration = Duration::from_secs(420);
+const DEADLINE: Duration = Duration::from_mins(7);
 /// A node that runs renews its lease every 10 s.
 const LEASE_FRESH: i64 = 45;
 
@@ -139,7 +139,8 @@ impl SystemCluster {
         let name = world.instance.docker_network();
         if world.docker.network_subnet(&name).await.map_err(|e| Failure::of(&e))?.is_none() {
             run.working(format!("makes docker network {name}"));
-            let made = world.docker.create_network(&name, world.instance.as_str(), world.instance.docker_subnet()).await;
+            let made =
+                world.docker.create_network(&name, world.instance.as_str(), world.instance.docker_subnet()).await;
             made.map_err(|e| Failure::of(&e).hint("`docker network ls` and `ip route` show what is in the way"))?;
         }
         Ok(())
@@ -160,8 +161,7 @@ impl SystemCluster {
             return Ok((reference, artifact.digest.clone()));
         }
         run.working("loads the node image into docker");
-        let archive =
-            Archive::plan(&world.bundle, &artifact.digest, &reference).map_err(|e| Failure::of(&e))?;
+        let archive = Archive::plan(&world.bundle, &artifact.digest, &reference).map_err(|e| Failure::of(&e))?;
         let all = archive.size();
         let load = world.docker.load(async |stdin| archive.write(stdin, |done| run.progress(done, all)).await);
         load.await.map_err(|e| Failure::of(&e).hint("`docker info` and `df` show whether docker has room"))?;
