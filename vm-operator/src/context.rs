@@ -41,7 +41,7 @@ pub struct Times {
 
 impl Default for Times {
     fn default() -> Self {
-        Self { shutdown: Duration::from_secs(60), resync: Duration::from_secs(600), addresses: Duration::from_secs(60) }
+        Self { shutdown: Duration::from_mins(1), resync: Duration::from_mins(10), addresses: Duration::from_mins(1) }
     }
 }
 

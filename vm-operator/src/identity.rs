@@ -46,8 +46,8 @@ pub fn image_volume(digest: &str) -> String {
 /// MAC address of an interface: locally administered, unicast, the rest from machine and position.
 pub fn mac(machine: Uuid, position: usize) -> String {
     let hash = derive(&format!("mac/{machine}/{position}"));
-    let [a, b, c, d, e, ..] = *hash.as_bytes();
-    format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
+    let octets: Vec<String> = hash.as_bytes()[..5].iter().map(|octet| format!("{octet:02x}")).collect();
+    format!("52:{}", octets.join(":"))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use crate::{appliance, image, machine};
 pub enum Kind {
     /// Waits for something that is watched; the look in between is for what is not.
     Waiting,
+    /// Worked on an object that has changed since; the change wakes it.
+    Outdated,
     /// Tried again, ever more slowly.
     Transient,
 }
@@ -33,6 +35,13 @@ macro_rules! classify {
                     $waiting => Kind::Waiting,
                     Self::Finalizer(wrapped) => match &**wrapped {
                         Finalizer::ApplyFailed(inner) | Finalizer::CleanupFailed(inner) => inner.kind(),
+                        // Gone already, or changed meanwhile: the watch brings what is true now.
+                        Finalizer::RemoveFinalizer(kube::Error::Api(status))
+                        | Finalizer::AddFinalizer(kube::Error::Api(status))
+                            if matches!(status.code, 404 | 409 | 422) =>
+                        {
+                            Kind::Outdated
+                        }
                         _ => Kind::Transient,
                     },
                     _ => Kind::Transient,
@@ -51,7 +60,11 @@ pub fn after(error: &impl Classify, kind: &'static str, name: &str, context: &Co
     match error.kind() {
         Kind::Waiting => {
             tracing::info!(kind, name, reason = chain(error), "waiting");
-            Next::requeue(Duration::from_secs(60))
+            Next::requeue(Duration::from_mins(1))
+        }
+        Kind::Outdated => {
+            tracing::debug!(kind, name, error = chain(error), "changed meanwhile");
+            Next::requeue(Duration::from_secs(5))
         }
         Kind::Transient => {
             let wait = context.backoff.fail((kind, name.to_owned()));

@@ -326,3 +326,33 @@ async fn what_is_not_ours() -> Result<()> {
     assert_eq!(libvirt.lookup_network_by_name("optest4-lan")?.xml_desc(0)?, before, "the foreign network stays");
     Ok(())
 }
+
+/// libvirtd goes away and comes back: the guest does not notice, and the operator finds its way back by itself.
+#[tokio::test]
+async fn a_lost_connection() -> Result<()> {
+    let relay = support::relay::Relay::start()?;
+    let uri = format!("qemu+unix:///system?socket={}", relay.path().display());
+    let site = Site::start(7, &uri).await?;
+    site.appliance().await?;
+    site.image("tiny", &site.registry.push_tiny().await?).await?;
+    let id = site.tiny_vm("one", json!({})).await?;
+    site.ready_vm("one").await?;
+    let libvirt = site.libvirt()?;
+    let run = libvirt.lookup_domain_by_uuid(id)?.id();
+
+    relay.close();
+    let lost = |c: &[edge_api::Condition]| condition::find(c, "Connected").is_some_and(|c| c.reason == "NotConnected");
+    site.wait::<Appliance>("local", "NotConnected", lost, LONG).await?;
+    site.wait_reason("one", "ApplianceNotReady", SHORT).await?;
+    assert_eq!(libvirt.lookup_domain_by_uuid(id)?.id(), run, "the guest runs on");
+
+    relay.open();
+    site.wait::<Appliance>("local", "Connected", |c| condition::is_true(c, "Connected"), LONG).await?;
+    site.ready_vm("one").await?;
+    assert_eq!(libvirt.lookup_domain_by_uuid(id)?.id(), run);
+    // Events come again.
+    libvirt.lookup_domain_by_uuid(id)?.destroy()?;
+    site.see("the domain started again", |l| Ok(l.lookup_domain_by_uuid(id)?.id().is_some_and(|now| Some(now) != run)))
+        .await?;
+    Ok(())
+}

@@ -58,7 +58,7 @@ async fn ensure(appliance: &Appliance, context: &Context) -> Result<Next, Error>
         Ok(wanted) => match bring(appliance, context, wanted).await {
             Ok(findings) => (findings, Ok(())),
             Err(error @ libvirt::Error::NotConnected { .. }) => (Findings::unreachable(&chain(&error)), Ok(())),
-            Err(error) => (Findings::unreachable(&chain(&error)), Err(error)),
+            Err(error) => (Findings::failing(&chain(&error)), Err(error)),
         },
     };
     publish(appliance, context, &findings).await?;

@@ -35,6 +35,18 @@ impl Findings {
         }
     }
 
+    /// libvirt answers, and not as it should.
+    pub fn failing(message: &str) -> Self {
+        let failed = || Verdict::unknown("LibvirtError", message);
+        Self {
+            connected: Verdict::yes("Connected", "libvirt answers"),
+            networks: failed(),
+            pools: failed(),
+            host: None,
+            storage_pools: None,
+        }
+    }
+
     /// The specification is wrong.
     pub fn invalid(message: &str) -> Self {
         let wrong = || Verdict::no("Invalid", message);

@@ -81,18 +81,16 @@ pub async fn verify(host: &Host, pool: &str, layer: &Layer) -> Result<Option<Ima
 /// Deletes a volume with wrong content, unless something depends on it.
 pub async fn discard(host: &Host, pool: &str, layer: &Layer) -> Result<(), Error> {
     let (pool, volume) = (pool.to_owned(), layer.volume.clone());
-    let deleted = host
-        .call(move |libvirt| {
-            let Some(found) = libvirt.volume(&pool, &volume)? else { return Ok(Ok(())) };
-            if users(libvirt, &found.path)?.is_empty() {
-                libvirt.delete_volume(&pool, &volume)?;
-                Ok(Ok(()))
-            } else {
-                Ok(Err(Error::CorruptInUse(volume)))
-            }
-        })
-        .await?;
-    deleted
+    host.call(move |libvirt| {
+        let Some(found) = libvirt.volume(&pool, &volume)? else { return Ok(Ok(())) };
+        if users(libvirt, &found.path)?.is_empty() {
+            libvirt.delete_volume(&pool, &volume)?;
+            Ok(Ok(()))
+        } else {
+            Ok(Err(Error::CorruptInUse(volume)))
+        }
+    })
+    .await?
 }
 
 /// Volumes and domains that would break without the file at `path`.
@@ -158,10 +156,7 @@ pub async fn fetch(
         Ok(())
     };
     // Both ends run until each has stopped: the blocking one stops once the channel is closed.
-    let (sent, uploaded) = {
-        let sending = async move { sending.await };
-        tokio::join!(sending, uploading)
-    };
+    let (sent, uploaded) = tokio::join!(sending, uploading);
     let outcome = match (sent, uploaded) {
         (Err(error), _) => Err(error),
         (Ok(()), Err(error)) => Err(refused(error)),

@@ -79,7 +79,7 @@ impl Registry {
             protocol: ClientProtocol::Https,
             tls_certs_only: vec![certificate],
             connect_timeout: Some(Duration::from_secs(10)),
-            read_timeout: Some(Duration::from_secs(60)),
+            read_timeout: Some(Duration::from_mins(1)),
             user_agent: concat!("vm-operator/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         };

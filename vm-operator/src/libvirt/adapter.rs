@@ -30,7 +30,7 @@ pub struct Libvirt {
 
 /// Turns libvirt's error into ours, with what was to be done.
 fn call<T>(result: Result<T, virt::error::Error>, what: impl FnOnce() -> String) -> Result<T, Error> {
-    result.map_err(|source| Error::Call { what: what(), source })
+    result.map_err(|refusal| Error::Call { what: what(), refusal })
 }
 
 /// A lookup whose failure may mean that there is nothing.
@@ -79,8 +79,9 @@ impl Libvirt {
     fn network_facts(network: &Network) -> Result<NetworkFacts, Error> {
         let what = || "read a network".to_owned();
         let active = call(network.is_active(), what)?;
-        let config = call(network.xml_desc(sys::VIR_NETWORK_XML_INACTIVE), what)?;
         let live = call(network.xml_desc(0), what)?;
+        // Not every driver keeps the definition apart from what runs.
+        let config = network.xml_desc(sys::VIR_NETWORK_XML_INACTIVE).unwrap_or_else(|_| live.clone());
         let persistent = call(network.is_persistent(), what)?;
         let autostart = persistent && call(network.autostart(), what)?;
         networks::read(&config, &live, active, autostart)
@@ -317,8 +318,8 @@ impl Hypervisor for Libvirt {
             | sys::VIR_DOMAIN_UNDEFINE_TPM;
         // Drivers that know none of the flags refuse them all.
         match domain.undefine_flags(all).or_else(|_| domain.undefine()) {
-            Err(source) => {
-                let error = Error::Call { what: format!("undefine domain {uuid}"), source };
+            Err(refusal) => {
+                let error = Error::Call { what: format!("undefine domain {uuid}"), refusal };
                 if error.is_not_found() { Ok(()) } else { Err(error) }
             }
             Ok(()) => Ok(()),

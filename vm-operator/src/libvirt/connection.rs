@@ -99,7 +99,7 @@ impl Hosts {
     /// Starts libvirt's event loop. News go to the receiver.
     pub fn new() -> Result<(Self, mpsc::UnboundedReceiver<News>), Error> {
         events::start_event_loop()
-            .map_err(|source| Error::Call { what: "start libvirt's event loop".to_owned(), source })?;
+            .map_err(|refusal| Error::Call { what: "start libvirt's event loop".to_owned(), refusal })?;
         let (news, receiver) = mpsc::unbounded_channel();
         Ok((Self { known: Mutex::default(), news }, receiver))
     }
@@ -147,7 +147,7 @@ async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
                 tell(&news, &host.uri, What::Connected);
                 // The callback may have come before anybody waited; the connection itself knows.
                 while libvirt.is_alive() {
-                    if tokio::time::timeout(Duration::from_secs(60), host.closed.notified()).await.is_ok() {
+                    if tokio::time::timeout(Duration::from_mins(1), host.closed.notified()).await.is_ok() {
                         break;
                     }
                 }

@@ -78,16 +78,19 @@ impl Subscription {
                 return Err(Error::last_error());
             }
         }
-        let lifecycle: unsafe extern "C" fn(_, _, c_int, c_int, *mut c_void) -> c_int = domain_lifecycle;
-        let agent: unsafe extern "C" fn(_, _, c_int, c_int, *mut c_void) = domain_agent;
-        let plain: unsafe extern "C" fn(_, _, *mut c_void) = domain_plain;
         // SAFETY: libvirt calls back with the signature that belongs to the event's number and asks for the generic
         // function type here by contract (virConnectDomainEventRegisterAny).
-        let domain_events: [(sys::virDomainEventID, sys::virConnectDomainEventGenericCallback); 3] = unsafe {
+        let domain_events: [(sys::virDomainEventID, DomainCallback); 3] = unsafe {
             [
-                (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, Some(std::mem::transmute::<_, DomainCallback>(lifecycle))),
-                (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, Some(std::mem::transmute::<_, DomainCallback>(agent))),
-                (sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(plain)),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                    std::mem::transmute::<DomainLifecycle, DomainCallback>(domain_lifecycle),
+                ),
+                (
+                    sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
+                    std::mem::transmute::<AgentLifecycle, DomainCallback>(domain_agent),
+                ),
+                (sys::VIR_DOMAIN_EVENT_ID_REBOOT, domain_plain),
             ]
         };
         for (id, callback) in domain_events {
@@ -98,7 +101,7 @@ impl Subscription {
                     connect.as_ptr(),
                     ptr::null_mut(),
                     id as c_int,
-                    callback,
+                    Some(callback),
                     opaque,
                     Some(free_sink),
                 );
@@ -118,29 +121,27 @@ impl Subscription {
         }
         // SAFETY: as above; both lifecycle callbacks have the same signature but for the object's type.
         unsafe {
-            let callback: unsafe extern "C" fn(_, _, c_int, c_int, *mut c_void) = network_lifecycle;
             let opaque = leak(sink);
             let number = sys::virConnectNetworkEventRegisterAny(
                 connect.as_ptr(),
                 ptr::null_mut(),
                 sys::VIR_NETWORK_EVENT_ID_LIFECYCLE as c_int,
-                Some(std::mem::transmute::<_, NetworkCallback>(callback)),
+                Some(std::mem::transmute::<NetworkLifecycle, NetworkCallback>(network_lifecycle)),
                 opaque,
                 Some(free_sink),
             );
             if number < 0 {
-                free_sink(opaque)
+                free_sink(opaque);
             } else {
-                made.networks.push(number)
+                made.networks.push(number);
             }
 
-            let callback: unsafe extern "C" fn(_, _, c_int, c_int, *mut c_void) = pool_lifecycle;
             let opaque = leak(sink);
             let number = sys::virConnectStoragePoolEventRegisterAny(
                 connect.as_ptr(),
                 ptr::null_mut(),
                 sys::VIR_STORAGE_POOL_EVENT_ID_LIFECYCLE as c_int,
-                Some(std::mem::transmute::<_, PoolCallback>(callback)),
+                Some(std::mem::transmute::<PoolLifecycle, PoolCallback>(pool_lifecycle)),
                 opaque,
                 Some(free_sink),
             );
@@ -170,6 +171,10 @@ impl Drop for Subscription {
     }
 }
 
+type DomainLifecycle = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
+type AgentLifecycle = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void);
+type NetworkLifecycle = unsafe extern "C" fn(sys::virConnectPtr, sys::virNetworkPtr, c_int, c_int, *mut c_void);
+type PoolLifecycle = unsafe extern "C" fn(sys::virConnectPtr, sys::virStoragePoolPtr, c_int, c_int, *mut c_void);
 type DomainCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 type NetworkCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virNetworkPtr, *mut c_void);
 type PoolCallback = unsafe extern "C" fn(sys::virConnectPtr, sys::virStoragePoolPtr, *mut c_void);

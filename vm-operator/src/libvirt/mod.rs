@@ -30,12 +30,12 @@ pub enum Error {
         reason: String,
     },
     /// libvirt refused.
-    #[error("cannot {what}: {}", message(.source))]
+    #[error("cannot {what}: {}", .refusal.message())]
     Call {
         /// What was to be done, for instance `start domain edge-router`.
         what: String,
-        /// libvirt's error.
-        source: virt::error::Error,
+        /// libvirt's error. Not a `source`: its Display adds codes for programs to the text that is shown already.
+        refusal: virt::error::Error,
     },
     /// XML that libvirt gave could not be understood.
     #[error("cannot read XML of {what}: {reason}")]
@@ -68,23 +68,18 @@ pub enum Error {
     Interrupted,
 }
 
-/// libvirt's own text, without codes.
-fn message(error: &virt::error::Error) -> String {
-    error.message().to_owned()
-}
-
 impl Error {
     /// True where libvirt says that the object does not exist: for removal that is done (law 1).
     pub fn is_not_found(&self) -> bool {
-        let Self::Call { source, .. } = self else { return false };
+        let Self::Call { refusal, .. } = self else { return false };
         [ErrorNumber::NoDomain, ErrorNumber::NoNetwork, ErrorNumber::NoStoragePool, ErrorNumber::NoStorageVolume]
             .iter()
-            .any(|number| source.code() == (*number).into())
+            .any(|number| refusal.code() == (*number).into())
     }
 
     /// True where the guest agent does not answer.
     pub fn is_agent(&self) -> bool {
-        matches!(self, Self::Call { source, .. } if source.code() == ErrorNumber::AgentUnresponsive.into())
+        matches!(self, Self::Call { refusal, .. } if refusal.code() == ErrorNumber::AgentUnresponsive.into())
     }
 }
 

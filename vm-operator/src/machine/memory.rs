@@ -22,7 +22,7 @@ pub struct Memory {
 }
 
 /// A run shorter than this counts as a failed start.
-const SHORT: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_mins(1);
 
 impl Memory {
     /// How long a start must wait: guests that go down at once are started again ever more slowly.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use super::validate::ValidatedMachine;
+use super::validate::{ImageVolumes, ValidatedMachine};
 use crate::identity;
 use crate::libvirt::{DomainFacts, Error, Hypervisor, VolumeFacts};
 
@@ -47,7 +47,7 @@ impl Observed {
             }
         }
         let mut image = BTreeMap::new();
-        for name in machine.image.iter().flat_map(|i| i.names()) {
+        for name in machine.image.iter().flat_map(ImageVolumes::names) {
             if let Some(volume) = libvirt.volume(&machine.image_pool, name)? {
                 image.insert(name.to_owned(), volume.path);
             }

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod registry;
+pub mod relay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use edge_api::{Appliance, Condition, VirtualMachine, VirtualMachineImage, condit
 use edge_tests::wait::Seen;
 use edge_tests::{ControlPlane, eventually};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
@@ -81,14 +83,27 @@ impl Site {
             operator: None,
             _dir: dir,
         };
+        site.install_rights().await?;
         site.secret("registry-pull", &site.registry.secret()).await?;
         site.start_operator(TIMES)?;
         Ok(site)
     }
 
+    /// The rights the operator has on the box, and no more.
+    async fn install_rights(&self) -> Result<()> {
+        let manifest = include_str!("../../../deploy/operator.yaml");
+        let documents: Vec<Value> = serde_saphyr::from_multiple(manifest)?;
+        let params = PatchParams::apply("test").force();
+        let of_kind =
+            |kind: &str| documents.iter().find(|d| d["kind"] == kind).context("a kind in deploy/operator.yaml");
+        self.api::<Role>().patch("vm-operator", &params, &Patch::Apply(of_kind("Role")?)).await?;
+        self.api::<RoleBinding>().patch("vm-operator", &params, &Patch::Apply(of_kind("RoleBinding")?)).await?;
+        Ok(())
+    }
+
     pub fn start_operator(&mut self, times: Times) -> Result<()> {
         let stop = CancellationToken::new();
-        let client = self.plane.client_as(OPERATOR, &["system:masters"])?;
+        let client = self.plane.client_as(OPERATOR, &["system:authenticated"])?;
         let options = Options { namespace: NAMESPACE.to_owned(), health: None, times };
         let task = tokio::spawn(run(client, options, stop.clone()));
         self.operator = Some((stop, task));
@@ -109,6 +124,15 @@ impl Site {
 
     pub fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.client(), NAMESPACE)
+    }
+
+    /// Kubernetes events about an object, as `reason`.
+    pub async fn events(&self, name: &str) -> Result<Vec<String>> {
+        let events = self.api::<k8s_openapi::api::events::v1::Event>().list(&kube::api::ListParams::default()).await?;
+        let about = |e: &k8s_openapi::api::events::v1::Event| {
+            e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name)
+        };
+        Ok(events.items.into_iter().filter(about).filter_map(|e| e.reason).collect())
     }
 
     pub async fn secret(&self, name: &str, files: &BTreeMap<String, String>) -> Result<()> {
