@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::build::open;
 use super::strict_tar::StrictTar;
-use super::unpack::{Budget, Compression, make_dir, sync_dirs, unpack_layer};
+use super::unpack::{Budget, Compression, make_dir, sync_tree, unpack_layer};
 use super::{ARTIFACT_TYPE, CONFIG_TYPE, Limits, MANIFEST_TYPE, Refusal, TITLE, layer_type};
 use crate::digest::{Digest, HashingWriter};
 use crate::error::Error;
@@ -83,7 +83,7 @@ pub fn publish_archive(path: &Path, store: &Path, limits: &Limits) -> Result<Pub
     let dir = store.join(summary.digest.hex());
     if !dir.exists() {
         let ready = staging.path().join("profile");
-        sync_dirs(&ready)
+        sync_tree(&ready)
             .and_then(|()| fs::rename(&ready, &dir))
             .and_then(|()| lock.sync_all())
             .map_err(Error::io("publish", &dir))?;
@@ -282,7 +282,7 @@ fn resolve(spool: &Spool, staging: &Path, limits: &Limits) -> Result<(Digest, Pr
     }
     let place = out.join(PROFILE_FILE);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place);
-    file.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all())).map_err(failed(place))?;
+    file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(failed(place))?;
     Ok((descriptor.digest, profile))
 }
 

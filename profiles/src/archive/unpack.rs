@@ -126,7 +126,6 @@ fn unpack_entries<R: Read>(
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(mode).open(&place).map_err(staging(&place))?;
         tar.copy_file(&mut file)?;
-        file.sync_all().map_err(staging(&place))?;
     }
     Ok(())
 }
@@ -136,12 +135,14 @@ pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
-/// Makes sure that a folder's entries, and those of the folders in it, are on the disk.
-pub(super) fn sync_dirs(dir: &Path) -> io::Result<()> {
+/// Makes sure that a folder with all that is in it is on the disk. Only what is published is worth the time.
+pub(super) fn sync_tree(dir: &Path) -> io::Result<()> {
     for item in fs::read_dir(dir)? {
         let item = item?;
         if item.file_type()?.is_dir() {
-            sync_dirs(&item.path())?;
+            sync_tree(&item.path())?;
+        } else {
+            File::open(item.path())?.sync_all()?;
         }
     }
     File::open(dir)?.sync_all()
