@@ -19,8 +19,10 @@ pub const NAME: &str = "pcg-edge.io/vm/router:1";
 const DISK_BYTES: u64 = 1 << 30;
 
 const INIT: &str = include_str!("../files/router/init");
+const UDEV_TRIGGER: &str = include_str!("../files/router/udev-trigger.conf");
 const UNITS: &[(&str, &str)] = &[
     ("dnsmasq.service", include_str!("../files/router/dnsmasq.service")),
+    ("grow-root.service", include_str!("../files/router/grow-root.service")),
     ("qemu-guest-agent.service", include_str!("../files/router/qemu-guest-agent.service")),
     ("site-router.service", include_str!("../files/router/site-router.service")),
 ];
@@ -54,27 +56,8 @@ const MASKED: &[&str] = &[
     "systemd-update-done.service",
     "systemd-user-sessions.service",
 ];
-/// Modules that udev would load for hardware that the router does not use, at a second each under emulation.
-const UNUSED_MODULES: &[&str] = &[
-    "aesni_intel",
-    "ata_generic",
-    "ata_piix",
-    "cirrus_qemu",
-    "crc32_pclmul",
-    "ghash_clmulni_intel",
-    "i2c_piix4",
-    "joydev",
-    "kvm_amd",
-    "kvm_intel",
-    "pcspkr",
-    "psmouse",
-    "serio_raw",
-    "sg",
-    "sha1_ssse3",
-    "sha256_ssse3",
-    "sha512_ssse3",
-    "sr_mod",
-];
+/// Loaded by the initial RAM disk; the rest is built into Debian's cloud kernel or loaded on use.
+const MODULES: &[&str] = &["virtio_blk", "virtio_net", "virtio_balloon", "virtio_rng", "evdev", "button"];
 /// Only of use to who builds hardware databases, boots without us, or reads manuals.
 const REMOVED: &[&str] = &["boot", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin", "usr/share/initramfs-tools"];
 
@@ -83,7 +66,11 @@ pub fn ensure(context: &Context) -> Result<Built> {
     let program = context.own_program("edge-image", "site-router")?;
     let (digest, _) = sha256_file(&program)?;
     let key = UNITS.iter().fold(Key::new("router"), |key, (name, text)| key.with(name, text));
-    let key = key.with("init", INIT).with("program", digest).with("recipe", include_str!("router_image.rs"));
+    let key = key
+        .with("init", INIT)
+        .with("udev", UDEV_TRIGGER)
+        .with("program", digest)
+        .with("recipe", include_str!("router_image.rs"));
     let key = key.with("guest", guest::key()).finish();
     let layout = context.cache.path("router", &key);
     let source = format!("site-router {} on {}", env!("CARGO_PKG_VERSION"), DEBIAN.source(&DEBIAN.guest));
@@ -102,7 +89,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
         }
         tree.program("bin/busybox", guest.root.join("usr/bin/busybox"));
         tree.symlink("bin/sh", "busybox");
-        let modules = guest.add_modules(&mut tree, &["virtio_blk"], &scratch)?;
+        let modules = guest.add_modules(&mut tree, MODULES, &scratch)?;
         tree.file("init", 0o755, Source::Bytes(INIT.replace("@MODULES@", &modules.join(" ")).into()));
         tree.write_initrd(&initrd)?;
         task.step("file system");
@@ -159,11 +146,11 @@ fn fill(guest: &Guest, program: &Path, scratch: &Path) -> Result<std::path::Path
     // Empty, not absent: each machine makes its own at its first boot, without systemd's first-boot work.
     tree.text("etc/machine-id", "");
     tree.symlink("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target");
-    let blacklist: String = UNUSED_MODULES.iter().map(|module| format!("blacklist {module}\n")).collect();
-    tree.text("etc/modprobe.d/site-router.conf", &blacklist);
+    tree.text(&format!("{units}/systemd-udev-trigger.service.d/site-router.conf"), UDEV_TRIGGER);
     tree.text("etc/hostname", "router\n");
     tree.text("etc/hosts", "127.0.0.1 localhost\n");
-    tree.text("etc/fstab", "/dev/vda / ext4 rw,noatime,x-systemd.growfs 0 0\n");
+    // No entry for the root: the initial RAM disk mounts it for good, and an entry makes boot wait for udev.
+    tree.text("etc/fstab", "");
     tree.text("etc/systemd/journald.conf.d/volatile.conf", "[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n");
     tree.write_folder(&root)?;
     Ok(root)
