@@ -28,7 +28,9 @@ pub fn artifact(bin: &Path, name: &str, plain: bool) -> Result<PathBuf> {
     let mut build = command(bin.join("edge-image"));
     build.args(["build", name]).current_dir(root());
     // Any Go fetches the one that the pins ask for.
-    build.env("GOTOOLCHAIN", "auto").env("PCG_EDGE_BIN", bin);
+    build.env("GOTOOLCHAIN", "auto");
+    // Built here with the others: built alone, they would want all their dependencies once more.
+    build.arg("--own-programs").arg(bin);
     if plain || !std::io::stderr().is_terminal() {
         build.arg("--plain");
     }
