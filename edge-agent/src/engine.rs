@@ -136,6 +136,11 @@ impl Run {
         self.show(StepState::Running, &message);
     }
 
+    /// Whether anything has been changed in this run.
+    pub fn is_working(&self) -> bool {
+        self.changes.get()
+    }
+
     /// Says what is waited for, from within a step.
     pub fn waiting(&self, message: impl AsRef<str>) {
         let message = redact::line(message.as_ref(), 400);

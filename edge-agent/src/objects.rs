@@ -115,6 +115,23 @@ pub async fn deployment_available(
     }
 }
 
+/// Whether a pod answers an HTTP question now, asked through the API server. After a node was made anew, all objects
+/// still say what was true of the old one: only an answer is a proof.
+pub async fn pod_answers(client: &Client, namespace: &str, selector: &str, port: u16, path: &str) -> bool {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let Ok(pods) = api.list(&ListParams::default().labels(selector)).await else { return false };
+    for pod in pods.items.iter().filter(|p| p.metadata.deletion_timestamp.is_none()) {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let url = format!("/api/v1/namespaces/{namespace}/pods/http:{name}:{port}/proxy{path}");
+        let Ok(request) = hyper::Request::get(url).body(Vec::new()) else { continue };
+        let answer = tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await;
+        if matches!(answer, Ok(Ok(_))) {
+            return true;
+        }
+    }
+    false
+}
+
 fn is_available(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
     deployment.status.as_ref().is_some_and(|status| {

@@ -61,6 +61,15 @@ impl Operator {
             objects::ensure(&client, run, &object).await?;
         }
         objects::deployment_available(&client, run, NAMESPACE, NAME, DEADLINE).await?;
+        let begun = Instant::now();
+        let selector = format!("app.kubernetes.io/name={NAME}");
+        while !objects::pod_answers(&client, NAMESPACE, &selector, 8080, "/healthz").await {
+            if begun.elapsed() > APPLIANCE_DEADLINE {
+                return Err(Failure::new(format!("{NAME} does not answer on its health port")));
+            }
+            run.working(format!("waits for {NAME} to answer"));
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
         durable::write_if_changed(&self.world.paths.host_touched(), b"", 0o600).map_err(|e| Failure::of(&e))?;
         objects::ensure(&client, run, &self.appliance(&run.site)?).await?;
         let host = self.appliance_ready(run, &client).await?;

@@ -23,6 +23,7 @@ use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict};
 use crate::image_load::Archive;
 use crate::node;
+use crate::objects;
 use crate::world::World;
 
 /// Longest wait for a node that was made or started. Emulated hosts are slow.
@@ -65,6 +66,7 @@ impl SystemCluster {
     async fn ensure_system_cluster(&self, run: &Run) -> Result<Verdict, Failure> {
         let world = &self.world;
         let kind = world.kind();
+        let begun = Timestamp::now();
         self.ensure_network(run).await?;
         let (image, digest) = self.ensure_node_image(run).await?;
         self.ensure_files(run)?;
@@ -124,7 +126,8 @@ impl SystemCluster {
                 )));
             }
         }
-        self.ready(run, &kind.node()).await?;
+        let started = run.is_working().then_some(begun);
+        self.ready(run, &kind.node(), started).await?;
         if !whole {
             let made = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
             let container = made.ok_or_else(|| Failure::new("the node vanished while it was made"))?.id;
@@ -192,12 +195,12 @@ impl SystemCluster {
     }
 
     /// Ready means probed: the API server says so, the node's kubelet is alive, and names resolve.
-    async fn ready(&self, run: &Run, node: &str) -> Result<(), Failure> {
+    async fn ready(&self, run: &Run, node: &str, started: Option<Timestamp>) -> Result<(), Failure> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(100);
         loop {
             let missing = match self.world.connect().await {
-                Ok(client) => match probe(&client, node).await {
+                Ok(client) => match probe(&client, node, started).await {
                     Ok(None) => return Ok(()),
                     Ok(Some(missing)) => missing,
                     Err(e) => format!("the API server ({})", short(&e)),
@@ -228,13 +231,14 @@ impl Step for SystemCluster {
     }
 }
 
-/// What is still missing, or nothing.
-async fn probe(client: &kube::Client, node: &str) -> Result<Option<String>, kube::Error> {
+/// What is still missing, or nothing. A node that was `started` must have shown a sign of life since then.
+async fn probe(client: &kube::Client, node: &str, started: Option<Timestamp>) -> Result<Option<String>, kube::Error> {
     let request = hyper::Request::get("/readyz").body(Vec::new()).map_err(kube::Error::HttpError)?;
     client.request_text(request).await?;
     let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get_opt(node).await?;
     let renewed = lease.and_then(|l| l.spec).and_then(|s| s.renew_time).map(|t| t.0);
-    let fresh = renewed.is_some_and(|t| Timestamp::now().as_second() - t.as_second() < LEASE_FRESH);
+    let now = Timestamp::now();
+    let fresh = renewed.is_some_and(|t| now.as_second() - t.as_second() < LEASE_FRESH && started.is_none_or(|s| t > s));
     let object = Api::<Node>::all(client.clone()).get_opt(node).await?;
     let conditions = object.and_then(|n| n.status).and_then(|s| s.conditions).unwrap_or_default();
     match conditions.iter().find(|c| c.type_ == "Ready") {
@@ -245,7 +249,10 @@ async fn probe(client: &kube::Client, node: &str) -> Result<Option<String>, kube
     }
     let dns = Api::<Deployment>::namespaced(client.clone(), "kube-system").get_opt("coredns").await?;
     let available = dns.and_then(|d| d.status).and_then(|s| s.available_replicas).unwrap_or(0);
-    Ok((available == 0).then(|| "coredns to be available".to_owned()))
+    // Its plugin `ready` answers when it can answer questions.
+    let answers =
+        available > 0 && objects::pod_answers(client, "kube-system", "k8s-app=kube-dns", 8181, "/ready").await;
+    Ok((!answers).then(|| "coredns to answer".to_owned()))
 }
 
 fn short(error: &kube::Error) -> String {
