@@ -22,13 +22,13 @@ Without a terminal, use `edgectl status --watch`."
 )]
 struct Args {
     /// Instance of the appliance, where the host has more than one
-    #[arg(long, value_name = "NAME", env = "PCG_EDGE_INSTANCE", default_value = "edge")]
+    #[arg(long, value_name = "NAME", env = "PCG_EDGE_INSTANCE", hide_env_values = true, default_value = "edge")]
     instance: Instance,
     /// Folder of the agent [default: /opt/spectrocloud, with -NAME for another instance]
-    #[arg(long, value_name = "DIR", env = "PCG_EDGE_ROOT")]
+    #[arg(long, value_name = "DIR", env = "PCG_EDGE_ROOT", hide_env_values = true)]
     root: Option<PathBuf>,
     /// Socket of the agent [default: run/agent.sock below the root]
-    #[arg(long, value_name = "PATH", env = "PCG_EDGE_SOCKET")]
+    #[arg(long, value_name = "PATH", env = "PCG_EDGE_SOCKET", hide_env_values = true)]
     socket: Option<PathBuf>,
 }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::text::{self, Paint, clean, span};
-use super::{check, logs};
+use super::{check, logs, patiently};
 use crate::site;
 
 /// How long a Ready from before a change may still be shown after it.
@@ -37,7 +37,7 @@ pub async fn run(args: &Args, client: &Client) -> Result<ExitCode, Error> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let answer = client.apply(bytes.clone()).await?;
+    let answer = patiently(client.apply(bytes.clone())).await?;
     if !answer.errors.is_empty() {
         // The agent may be of another version, or know more about the box.
         text::print(&check::report(&name, &bytes, &answer.errors, Paint::detect()))?;

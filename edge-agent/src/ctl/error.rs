@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::text::clean;
+use super::text::complain;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +65,9 @@ impl Error {
             line.push_str(&cause.to_string());
             source = cause.source();
         }
-        eprintln!("{}", clean(&line));
+        complain(&line);
         if let Some(hint) = self.hint() {
-            eprintln!("hint: {}", clean(&hint));
+            complain(&format!("hint: {hint}"));
         }
     }
 }

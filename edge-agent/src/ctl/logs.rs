@@ -7,6 +7,7 @@ use edge_api::agent::LogLine;
 use edge_client::{Client, Event, Events};
 
 use super::error::Error;
+use super::patiently;
 use super::text::{self, Paint, clean, local};
 
 #[derive(clap::Args, Debug)]
@@ -34,13 +35,13 @@ enum Output {
 pub async fn run(args: &Args, client: &Client) -> Result<ExitCode, Error> {
     let paint = Paint::detect();
     if !args.follow {
-        for line in client.logs(args.lines).await? {
+        for line in patiently(client.logs(args.lines)).await? {
             show(&line, args.output, paint)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     // The stream is opened before the log is read, so that nothing falls between them.
-    let mut events = client.events().await?;
+    let mut events = patiently(client.events()).await?;
     let mut shown = client.logs(args.lines).await?;
     for line in &shown {
         show(line, args.output, paint)?;
@@ -74,7 +75,7 @@ fn show(line: &LogLine, output: Output, paint: Paint) -> Result<(), Error> {
 }
 
 /// A line of the log for people.
-fn render(line: &LogLine, paint: Paint) -> String {
+pub fn render(line: &LogLine, paint: Paint) -> String {
     let level = match line.level.as_str() {
         "error" => paint.red("error"),
         "warn" => paint.yellow("warn "),
@@ -95,13 +96,13 @@ pub async fn next(events: &mut Events) -> Result<Option<Event>, Error> {
 
 /// Waits for the agent to come back, and says so on standard error.
 pub async fn reconnect(client: &Client) -> Result<Events, Error> {
-    eprintln!("the agent is gone (it may be restarting); waiting for it, Ctrl-C ends this command");
+    text::complain("the agent is gone (it may be restarting); waiting for it, Ctrl-C ends this command");
     let mut pause = Duration::from_millis(250);
     loop {
         tokio::time::sleep(pause).await;
         match client.events().await {
             Ok(events) => {
-                eprintln!("the agent is back");
+                text::complain("the agent is back");
                 return Ok(events);
             }
             Err(error) if error.may_pass() => pause = (pause * 2).min(Duration::from_secs(5)),

@@ -18,6 +18,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_api::{Instance, agent};
@@ -52,13 +53,20 @@ const EXAMPLES: &str = "Examples:
 #[derive(Args, Debug)]
 struct Place {
     /// Instance of the appliance, where the host has more than one
-    #[arg(long, global = true, value_name = "NAME", env = "PCG_EDGE_INSTANCE", default_value = "edge")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "PCG_EDGE_INSTANCE",
+        hide_env_values = true,
+        default_value = "edge"
+    )]
     instance: Instance,
     /// Folder of the agent [default: /opt/spectrocloud, with -NAME for another instance]
-    #[arg(long, global = true, value_name = "DIR", env = "PCG_EDGE_ROOT")]
+    #[arg(long, global = true, value_name = "DIR", env = "PCG_EDGE_ROOT", hide_env_values = true)]
     root: Option<PathBuf>,
     /// Socket of the agent [default: run/agent.sock below the root]
-    #[arg(long, global = true, value_name = "PATH", env = "PCG_EDGE_SOCKET")]
+    #[arg(long, global = true, value_name = "PATH", env = "PCG_EDGE_SOCKET", hide_env_values = true)]
     socket: Option<PathBuf>,
 }
 
@@ -135,7 +143,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
+            text::complain(&format!("error: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -148,6 +156,16 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Waits for the agent and, where that takes longer than two seconds, says so.
+async fn patiently<T>(answer: impl Future<Output = T>) -> T {
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => return answer,
+        () = tokio::time::sleep(Duration::from_secs(2)) => text::complain("waiting for the agent to answer …"),
+    }
+    answer.await
 }
 
 async fn run(cli: &Cli) -> Result<ExitCode, Error> {

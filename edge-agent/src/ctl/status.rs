@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::error::Error;
 use super::text::{self, Cell, Paint, clean, span, table};
-use super::{Format, NOT_READY, logs};
+use super::{Format, NOT_READY, logs, patiently};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -26,7 +26,7 @@ pub async fn run(args: &Args, client: &Client) -> Result<ExitCode, Error> {
     if args.watch {
         return watch(args, client).await;
     }
-    let status = client.status().await?;
+    let status = patiently(client.status()).await?;
     match args.output {
         Format::Table => text::print(&render(&status, Timestamp::now(), Paint::detect()))?,
         Format::Json => text::json(&status, true)?,
@@ -40,7 +40,7 @@ async fn watch(args: &Args, client: &Client) -> Result<ExitCode, Error> {
     let paint = Paint::detect();
     let mut first = true;
     // The first connection must succeed; later ones may take their time.
-    let mut events = client.events().await?;
+    let mut events = patiently(client.events()).await?;
     loop {
         while let Some(event) = logs::next(&mut events).await? {
             let Event::Status(status) = event else { continue };

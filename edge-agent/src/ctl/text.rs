@@ -14,6 +14,11 @@ pub fn print(text: &str) -> Result<(), Error> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
 }
 
+/// Writes a line to standard error. Nobody may be reading it any more; that is no reason to stop.
+pub fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", clean(line));
+}
+
 /// Writes JSON, indented or in one line.
 pub fn json(value: &impl Serialize, pretty: bool) -> Result<(), Error> {
     let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };

@@ -8,9 +8,9 @@ use edge_api::condition;
 use edge_client::Client;
 use jiff::Timestamp;
 
-use super::Format;
 use super::error::Error;
 use super::text::{self, Cell, Paint, clean, span, table};
+use super::{Format, patiently};
 
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
@@ -36,7 +36,7 @@ pub async fn run(command: &Command, client: &Client) -> Result<ExitCode, Error> 
     let paint = Paint::detect();
     match command {
         Command::List { output } => {
-            let vms = client.vms().await?;
+            let vms = patiently(client.vms()).await?;
             match output {
                 Format::Table => text::print(&list(&vms, Timestamp::now(), paint))?,
                 Format::Json => text::json(&vms, true)?,
@@ -44,7 +44,7 @@ pub async fn run(command: &Command, client: &Client) -> Result<ExitCode, Error> 
             }
         }
         Command::Get { name, output } => {
-            let vm = client.vm(name).await?;
+            let vm = patiently(client.vm(name)).await?;
             match output {
                 Format::Table => text::print(&detail(&vm, Timestamp::now(), paint))?,
                 Format::Json => text::json(&vm, true)?,

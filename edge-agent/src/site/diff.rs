@@ -27,6 +27,11 @@ impl Changes {
         }
     }
 
+    /// Live, unless the network that the field is about stays as it was installed.
+    fn either(&mut self, stays: bool, changed: bool, field: &str) {
+        if stays { self.reinstall(changed, field) } else { self.live(changed, field) }
+    }
+
     fn reinstall(&mut self, changed: bool, field: impl Into<String>) {
         if changed {
             self.needs_reinstall.push(field.into());
@@ -47,13 +52,14 @@ pub fn diff(old: &SiteConfig, new: &SiteConfig) -> Changes {
     changes.reinstall(old.device_id != *device_id, "device_id");
     changes.reinstall(old.mode != *mode, "mode");
     changes.reinstall(old.proxy != *proxy, "proxy");
+    let (wan, lan) = (stays(old, new, "wan"), stays(old, new, "lan"));
     match (&old.router, router) {
         (Some(old), Some(new)) => {
-            changes.live(old.lan_ip != new.lan_ip, "router.lan_ip");
-            changes.live(old.wan_ip != new.wan_ip, "router.wan_ip");
-            changes.live(old.wan_gateway != new.wan_gateway, "router.wan_gateway");
-            changes.live(old.dhcp_range.start != new.dhcp_range.start, "router.dhcp_range.start");
-            changes.live(old.dhcp_range.end != new.dhcp_range.end, "router.dhcp_range.end");
+            changes.either(lan, old.lan_ip != new.lan_ip, "router.lan_ip");
+            changes.either(wan, old.wan_ip != new.wan_ip, "router.wan_ip");
+            changes.either(wan, old.wan_gateway != new.wan_gateway, "router.wan_gateway");
+            changes.either(lan, old.dhcp_range.start != new.dhcp_range.start, "router.dhcp_range.start");
+            changes.either(lan, old.dhcp_range.end != new.dhcp_range.end, "router.dhcp_range.end");
             changes.live(old.dns != new.dns, "router.dns");
         }
         (old, new) => changes.live(old != new, "router"),
@@ -66,6 +72,61 @@ pub fn diff(old: &SiteConfig, new: &SiteConfig) -> Changes {
     networks(&mut changes, old, new);
     changes.live(old.ssh_keys != *ssh_keys, "ssh_keys");
     changes
+}
+
+/// True where a network is to change in a way that needs a reinstall: until then the router must fit the old one.
+fn stays(old: &SiteConfig, new: &SiteConfig, name: &str) -> bool {
+    let find = |site| effective_networks(site).into_iter().find(|network| network.name == name);
+    matches!((find(old), find(new)), (Some(old), Some(new)) if old != new)
+}
+
+/// What a running appliance follows of `new`: the fields that need a reinstall stay as they were `installed`.
+pub fn as_installed(installed: &SiteConfig, new: &SiteConfig) -> SiteConfig {
+    // No `..`: a new field must be decided here, as in `diff`.
+    let SiteConfig {
+        device_id: _,
+        mode: _,
+        proxy: _,
+        router,
+        host,
+        hub,
+        profile,
+        storage_pools,
+        networks: _,
+        ssh_keys,
+    } = new;
+    let Host { dns: _, ntp } = host;
+    let before = effective_networks(installed);
+    let networks = effective_networks(new).into_iter();
+    let networks = networks.map(|n| before.iter().find(|old| old.name == n.name).cloned().unwrap_or(n)).collect();
+    let mut router = router.clone();
+    if let (Some(router), Some(old)) = (&mut router, &installed.router) {
+        if stays(installed, new, "wan") {
+            (router.wan_ip, router.wan_gateway) = (old.wan_ip, old.wan_gateway);
+        }
+        if stays(installed, new, "lan") {
+            (router.lan_ip, router.dhcp_range) = (old.lan_ip, old.dhcp_range);
+        }
+    }
+    // Pools are neither moved nor taken away; new ones come behind them. The default pool holds the images and stays
+    // the only one.
+    let mut pools = installed.storage_pools.clone();
+    if !pools.is_empty() {
+        let known = |name: &str| installed.storage_pools.iter().any(|pool| pool.name == name);
+        pools.extend(storage_pools.iter().filter(|pool| !known(&pool.name)).cloned());
+    }
+    SiteConfig {
+        device_id: installed.device_id.clone(),
+        mode: installed.mode,
+        proxy: installed.proxy.clone(),
+        router,
+        host: Host { dns: installed.host.dns.clone(), ntp: ntp.clone() },
+        hub: hub.clone(),
+        profile: profile.clone(),
+        storage_pools: pools,
+        networks,
+        ssh_keys: ssh_keys.clone(),
+    }
 }
 
 fn pools(changes: &mut Changes, old: &SiteConfig, new: &SiteConfig) {

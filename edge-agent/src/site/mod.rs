@@ -32,7 +32,7 @@ use edge_api::SiteConfig;
 use edge_api::agent::ValidationError;
 
 pub use defaults::{effective_networks, effective_pools};
-pub use diff::{Changes, diff};
+pub use diff::{Changes, as_installed, diff};
 pub use shape::schema;
 
 use report::Report;

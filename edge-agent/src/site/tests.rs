@@ -494,7 +494,7 @@ fn differences() {
     check(&format!("{ROUTER}profile: p.tar\nhub: {{endpoint: h}}\n"), &["hub", "profile"], &[]);
     check(&format!("{ROUTER}proxy: {{http: 'http://p:1', https: 'http://p:1'}}\n"), &[], &["proxy"]);
     // The default network follows the router.
-    check(&ROUTER.replace("192.168.150.2", "192.168.160.2"), &["router.wan_ip"], &["networks.wan.address"]);
+    check(&ROUTER.replace("192.168.150.2", "192.168.160.2"), &[], &["router.wan_ip", "networks.wan.address"]);
     // Naming the defaults changes nothing.
     let named = format!(
         "{ROUTER}networks:\n  - {{name: wan, type: nat, address: 192.168.150.1/24}}\n  - {{name: lan, type: isolated}}\n"
@@ -509,6 +509,28 @@ fn differences() {
     assert_eq!(diff(&two, &one).needs_reinstall, ["storage_pools.b"]);
     assert_eq!(diff(&one, &pools("{name: a, path: /c}")).needs_reinstall, ["storage_pools.a.path"]);
     assert_eq!(diff(&SiteConfig::default(), &one).needs_reinstall, ["storage_pools"]);
+}
+
+#[test]
+fn what_needs_a_reinstall_stays_as_installed() {
+    let installed = valid(&format!("{ROUTER}device_id: a\n"));
+    for text in [
+        format!("{ROUTER}device_id: b\nhost: {{dns: [1.1.1.1], ntp: [a]}}\nprofile: p\n"),
+        ROUTER.replace("192.168.150.2", "192.168.160.2"),
+        format!("{ROUTER}storage_pools: [{{name: a, path: /a}}]\n"),
+        format!(
+            "{ROUTER}networks: [{{name: wan, type: isolated}}, {{name: lan, type: bridge, bridge: b}}, {{name: x, type: isolated}}]\n"
+        ),
+        ROUTER.replace("200.150", "200.140"),
+        "mode: standalone\n".to_owned(),
+    ] {
+        let new = valid(&text);
+        let followed = as_installed(&installed, &new);
+        // Nothing of what is followed needs a reinstall, and following it again changes nothing.
+        assert_eq!(diff(&installed, &followed).needs_reinstall, Vec::<String>::new(), "{text}");
+        assert_eq!(diff(&installed, &followed).live, diff(&installed, &new).live, "{text}");
+        assert!(diff(&followed, &as_installed(&installed, &followed)).is_empty(), "{text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,219 @@
+//! `edgectl` against a real agent that waits for its site file, and without one.
+
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn edgectl(root: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_edgectl"))
+        .arg("--root")
+        .arg(root)
+        .args(arguments)
+        .env_remove("PCG_EDGE_SOCKET")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn wait<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "{what} within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An agent whose bundle is empty: it gets no further than the step `bundle`, so that nothing is made on the host.
+struct Agent {
+    process: Child,
+    root: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        let bundle = folder.path().join("bundle");
+        std::fs::create_dir(&bundle).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_edge-agent"))
+            .args(["run", "--instance", "ctltest", "--root"])
+            .arg(&root)
+            .arg("--bundle")
+            .arg(&bundle)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = Self { process, root, _folder: folder };
+        wait("the agent answers", || agent.try_status());
+        agent
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        serde_json::from_slice(&edgectl(&self.root, &["status", "-o", "json"]).stdout).ok()
+    }
+
+    fn status(&self) -> Value {
+        self.try_status().unwrap()
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.root.parent().unwrap().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+const SITE: &str = "device_id: store-7
+router:
+  lan_ip: 192.168.200.1/24
+  wan_ip: 192.168.150.2/24
+  dhcp_range: {start: 192.168.200.100, end: 192.168.200.150}
+";
+
+#[test]
+fn from_an_empty_box_to_a_site_in_force() {
+    let agent = Agent::start();
+    let waiting = edgectl(&agent.root, &["status"]);
+    assert_eq!(waiting.status.code(), Some(3), "not Ready");
+    assert!(text(&waiting.stdout).contains("WaitingForSite"), "{}", text(&waiting.stdout));
+    assert!(agent.root.join("conf/unattended.template.yaml").exists());
+    let yaml: Value = serde_saphyr::from_slice(&edgectl(&agent.root, &["status", "-o", "yaml"]).stdout).unwrap();
+    assert_eq!(yaml["phase"], "WaitingForSite");
+
+    // A bad file is refused here, and changes nothing there.
+    let bad = agent.file("bad.yaml", "device_id: Store\nrouters: 1\n");
+    let refused = edgectl(&agent.root, &["apply", &bad]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stdout).contains("bad.yaml:1:12") && text(&refused.stdout).contains("did you mean `router`?")
+    );
+    assert_eq!(agent.status()["siteFile"]["state"], "Absent");
+
+    // A bad file put there by hand is shown with its errors.
+    std::fs::write(agent.root.join("conf/unattended.yaml"), "device_id: Store\n").unwrap();
+    let status =
+        wait("the bad file is seen", || Some(agent.status()).filter(|status| status["siteFile"]["state"] == "Invalid"));
+    assert_eq!(status["siteFile"]["errors"][0]["field"], "device_id");
+    assert!(text(&edgectl(&agent.root, &["status"]).stdout).contains("line 1, column 12: device_id"));
+
+    let good = agent.file("good.yaml", SITE);
+    let applied = edgectl(&agent.root, &["apply", &good]);
+    assert_eq!(applied.status.code(), Some(0), "{}", text(&applied.stderr));
+    let status =
+        wait("the site is in force", || Some(agent.status()).filter(|status| status["siteFile"]["state"] == "Applied"));
+    assert_eq!(status["deviceId"], "store-7");
+    let failing = wait("a step fails for want of a bundle", || {
+        Some(agent.status()).filter(|status| status["phase"] == "Failing")
+    });
+    let failed = failing["steps"].as_array().unwrap().iter().find(|step| step["state"] == "Failed").unwrap().clone();
+    let shown = text(&edgectl(&agent.root, &["status"]).stdout);
+    assert!(shown.contains("Failed") && shown.contains(failed["name"].as_str().unwrap()), "{shown}");
+
+    // An edit of a site in force tells what it touches.
+    let edit = agent.file("edit.yaml", &SITE.replace("200.150", "200.140"));
+    let edited = edgectl(&agent.root, &["apply", &edit]);
+    assert!(text(&edited.stdout).contains("takes effect now:  router.dhcp_range.end"), "{}", text(&edited.stdout));
+
+    let log = text(&edgectl(&agent.root, &["logs", "--lines", "500"]).stdout);
+    assert!(log.contains("unattended.yaml"), "{log}");
+    let lines = edgectl(&agent.root, &["logs", "-n", "1", "-o", "json"]).stdout;
+    let line: edge_api::agent::LogLine = serde_json::from_slice(&lines).unwrap();
+    assert!(!line.message.is_empty());
+
+    assert_eq!(text(&edgectl(&agent.root, &["vm", "list"]).stdout), "no virtual machines\n");
+    let missing = edgectl(&agent.root, &["vm", "get", "router"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).starts_with("error: "), "{}", text(&missing.stderr));
+    let early = edgectl(&agent.root, &["registry", "credentials"]);
+    assert!(text(&early.stderr).contains("no pull login yet"), "{}", text(&early.stderr));
+}
+
+#[test]
+fn following_survives_a_restart_of_the_reader_and_of_nothing_else() {
+    let agent = Agent::start();
+    let mut follow = Command::new(env!("CARGO_BIN_EXE_edgectl"))
+        .arg("--root")
+        .arg(&agent.root)
+        .args(["status", "--watch", "-o", "json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let first: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(first["phase"], "WaitingForSite");
+    std::fs::write(agent.root.join("conf/unattended.yaml"), SITE).unwrap();
+    let seen = lines.map_while(Result::ok).find(|line| line.contains("store-7"));
+    assert!(seen.is_some(), "a change arrives by itself");
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    assert_eq!(agent.status()["deviceId"], "store-7");
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [vec!["template"], vec!["schema"], vec!["--help"], vec!["help", "apply"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_edgectl"))
+            .args(&arguments)
+            .current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(!text(&output.stderr).contains("panicked"), "{arguments:?} {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn without_an_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in [["status"].as_slice(), &["logs"], &["vm", "list"], &["status", "--watch"]] {
+        let output = edgectl(folder.path(), command);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("the agent does not run") && said.contains("hint: start it"), "{said}");
+    }
+    // The template goes through `validate`, which needs no agent; so does a profile's folder.
+    let template = folder.path().join("unattended.yaml");
+    std::fs::write(&template, edgectl(folder.path(), &["template"]).stdout).unwrap();
+    let valid = edgectl(folder.path(), &["validate", template.to_str().unwrap()]);
+    assert_eq!(valid.status.code(), Some(0), "{}", text(&valid.stdout));
+    let missing = edgectl(folder.path(), &["validate", "/nowhere/unattended.yaml"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("/nowhere/unattended.yaml"));
+    let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/site/profile");
+    let archive = folder.path().join("site.tar");
+    let (profile, archive) = (profile.to_str().unwrap(), archive.to_str().unwrap());
+    let built = edgectl(folder.path(), &["profile", "build", profile, "-o", archive]);
+    assert_eq!(built.status.code(), Some(0), "{}", text(&built.stderr));
+    let digest = text(&built.stdout).split_whitespace().last().unwrap().to_owned();
+    let verified = text(&edgectl(folder.path(), &["profile", "verify", archive]).stdout);
+    assert!(digest.starts_with("sha256:") && verified.contains(&digest), "{verified}");
+    std::fs::write(archive, "no archive").unwrap();
+    assert_eq!(edgectl(folder.path(), &["profile", "verify", archive]).status.code(), Some(1));
+}
