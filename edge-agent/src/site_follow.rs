@@ -46,7 +46,7 @@ impl Follower {
     /// Starts from the last valid site, if there was one.
     pub fn new(paths: Paths, board: Board) -> Result<Self, durable::Error> {
         let follower = Self { paths, board, in_force: watch::Sender::new(None), last_seen: None };
-        if let Some(last) = follower.stored(&follower.paths.site_in_force())? {
+        if let Some(last) = Self::stored(&follower.paths.site_in_force())? {
             follower.publish(&last);
         }
         Ok(follower)
@@ -58,7 +58,7 @@ impl Follower {
     }
 
     /// A stored site; one that an older version found valid and this one does not is as good as absent.
-    fn stored(&self, path: &std::path::Path) -> Result<Option<SiteConfig>, durable::Error> {
+    fn stored(path: &std::path::Path) -> Result<Option<SiteConfig>, durable::Error> {
         let Some(bytes) = durable::read(path, LIMIT)? else { return Ok(None) };
         Ok(check(&bytes).map_err(|errors| warn!("{}: {} error(s)", path.display(), errors.len())).ok())
     }
@@ -135,7 +135,10 @@ impl Follower {
     fn refuse(&self, errors: Vec<ValidationError>) {
         for e in errors.iter().take(20) {
             let hint = e.hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default();
-            warn!("unattended.yaml:{}:{}: {}: found {}, expected {}{hint}", e.line, e.column, e.field, e.found, e.expected);
+            warn!(
+                "unattended.yaml:{}:{}: {}: found {}, expected {}{hint}",
+                e.line, e.column, e.field, e.found, e.expected
+            );
         }
         self.board.edit(|s| {
             s.site_file.state = SiteFileState::Invalid;
@@ -144,7 +147,7 @@ impl Follower {
     }
 
     fn accept(&self, bytes: &[u8], new: &SiteConfig) -> Result<(), durable::Error> {
-        let old = self.stored(&self.paths.site_in_force())?;
+        let old = Self::stored(&self.paths.site_in_force())?;
         // What was in force when something had been made of it is what was installed.
         if old.is_some()
             && self.paths.join("state/cluster.json").exists()
@@ -176,10 +179,10 @@ impl Follower {
 
     /// Puts a site into force; returns the fields that need a reinstall.
     fn publish(&self, new: &SiteConfig) -> Vec<String> {
-        let installed = self.stored(&self.paths.site_installed()).ok().flatten();
+        let installed = Self::stored(&self.paths.site_installed()).ok().flatten();
         let (effective, needs) = match &installed {
             None => (new.clone(), Vec::new()),
-            Some(installed) => (as_installed(installed, new), site::diff(installed, new).needs_reinstall),
+            Some(installed) => (site::as_installed(installed, new), site::diff(installed, new).needs_reinstall),
         };
         let id = device_id(&effective).ok();
         self.board.edit(|s| {
@@ -197,32 +200,10 @@ impl Follower {
     }
 }
 
-/// `new` with the fields that cannot be applied to a running appliance as they were installed (see [`site::diff`]).
-fn as_installed(installed: &SiteConfig, new: &SiteConfig) -> SiteConfig {
-    let mut effective = new.clone();
-    effective.device_id.clone_from(&installed.device_id);
-    effective.mode = installed.mode;
-    effective.proxy.clone_from(&installed.proxy);
-    effective.host.dns.clone_from(&installed.host.dns);
-    // Pools stay where they are and are not taken away; new ones come behind them. Where none were named, the default
-    // pool holds the images and stays the only one.
-    effective.storage_pools.clone_from(&installed.storage_pools);
-    if !installed.storage_pools.is_empty() {
-        let known = |name: &str| installed.storage_pools.iter().any(|p| p.name == name);
-        effective.storage_pools.extend(new.storage_pools.iter().filter(|p| !known(&p.name)).cloned());
-    }
-    let before = site::effective_networks(installed);
-    let as_before = |network: edge_api::site::Network| {
-        before.iter().find(|old| old.name == network.name).cloned().unwrap_or(network)
-    };
-    effective.networks = site::effective_networks(new).into_iter().map(as_before).collect();
-    effective
-}
-
 #[cfg(test)]
 mod tests {
-    use edge_api::agent::Phase;
     use edge_api::Instance;
+    use edge_api::agent::Phase;
 
     use super::*;
     use crate::status::STEPS;
