@@ -95,6 +95,6 @@ async fn an_appliance_that_cannot_be_reached() -> Result<()> {
     };
     site.wait::<Appliance>("local", "NotConnected", not_connected, SHORT).await?;
     site.create::<VirtualMachine>("one", spec(json!({}))).await?;
-    site.wait_reason("one", "ApplianceNotReady", SHORT).await?;
+    site.wait_reason("one", "NotConnected", SHORT).await?;
     Ok(())
 }

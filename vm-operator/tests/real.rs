@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use edge_api::bundle::{ANNOTATION_VIRTUAL_SIZE, VM_DISK_QCOW2, VM_INITRD, VM_KERNEL};
+use edge_api::virtual_machine::Phase;
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage, condition};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -343,7 +344,8 @@ async fn a_lost_connection() -> Result<()> {
     relay.close();
     let lost = |c: &[edge_api::Condition]| condition::find(c, "Connected").is_some_and(|c| c.reason == "NotConnected");
     site.wait::<Appliance>("local", "NotConnected", lost, LONG).await?;
-    site.wait_reason("one", "ApplianceNotReady", SHORT).await?;
+    let unknown = site.wait_reason("one", "NotConnected", SHORT).await?;
+    assert_eq!(unknown.status.context("status")?.phase, Phase::Running);
     assert_eq!(libvirt.lookup_domain_by_uuid(id)?.id(), run, "the guest runs on");
 
     relay.open();

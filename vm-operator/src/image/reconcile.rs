@@ -90,6 +90,16 @@ async fn ensure(image: &VirtualMachineImage, context: &Context) -> Result<Next, 
         }
         Ok(Outcome::Waiting(verdict)) => publish(image, context, &verdict, None).await?,
         Err(Error::Apply(apply::Error::Deleted)) => {}
+        // The connection's return is an event.
+        Err(
+            Error::Libvirt(error @ libvirt::Error::NotConnected { .. })
+            | Error::Apply(apply::Error::Libvirt(error @ libvirt::Error::NotConnected { .. })),
+        ) => {
+            let status = image.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+            if !condition::is_true(status, "Ready") {
+                publish(image, context, &Verdict::unknown("NotConnected", chain(&error)), None).await?;
+            }
+        }
         Err(Error::Apply(error @ apply::Error::Refused(_))) => {
             publish(image, context, &Verdict::no(REFUSED, chain(&error)), None).await?;
         }
@@ -102,7 +112,6 @@ async fn ensure(image: &VirtualMachineImage, context: &Context) -> Result<Next, 
                     "RegistryError"
                 }
                 Error::Apply(apply::Error::CorruptInUse(_)) => "VolumeCorrupt",
-                Error::Libvirt(libvirt::Error::NotConnected { .. }) => "ApplianceNotReady",
                 _ => "LibvirtError",
             };
             publish(image, context, &Verdict::no(reason, chain(&error)), None).await?;
@@ -125,19 +134,24 @@ async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome
     let Ok(site) = validate_appliance(&appliance.spec) else {
         return waiting("ApplianceNotReady", format!("waits for Appliance {name}, whose specification is invalid"));
     };
+    let own = image.status.clone().unwrap_or_default();
+    let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
+    let was_ready = condition::is_true(&old.conditions, "Ready");
     let conditions = appliance.status.map(|s| s.conditions).unwrap_or_default();
+    // A lost connection says nothing about the volumes.
+    if was_ready && !condition::is_true(&conditions, "Connected") {
+        return Ok(Outcome::Ready(old.volumes));
+    }
     if !condition::is_true(&conditions, "StoragePoolsReady") {
         return waiting("ApplianceNotReady", format!("waits for the storage pools of Appliance {name}"));
     }
     let host = context.hosts.get(&appliance.spec.libvirt_uri);
-    let own = image.status.clone().unwrap_or_default();
-    let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
     if let Some(refused) = condition::find(&old.conditions, "Ready").filter(|c| c.reason == REFUSED) {
         return waiting(REFUSED, refused.message.clone());
     }
     let recorded: BTreeSet<String> = old.volumes.iter().map(|v| v.name.clone()).collect();
     let present = present(&host, &site, recorded).await?;
-    if plan::is_complete(condition::is_true(&old.conditions, "Ready"), &old.volumes, &present) {
+    if plan::is_complete(was_ready, &old.volumes, &present) {
         return Ok(Outcome::Ready(old.volumes));
     }
     let secret_name = &site.registry.secret_name;

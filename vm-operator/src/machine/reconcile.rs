@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use edge_api::names::FINALIZER;
 use edge_api::virtual_machine::{Phase, PowerState};
-use edge_api::{VirtualMachine, condition};
+use edge_api::{ConditionStatus, VirtualMachine, condition};
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action as Next;
@@ -74,22 +74,27 @@ async fn ensure(machine: &VirtualMachine, context: &Context) -> Result<Next, Err
         }
         Err(error) => {
             let (phase, reason) = match &error {
-                Error::Libvirt(libvirt::Error::NotConnected { .. }) => (None, "ApplianceNotReady"),
+                // The connection's return is an event.
+                Error::Libvirt(lost @ libvirt::Error::NotConnected { .. }) => {
+                    publish(machine, context, &not_connected(machine, chain(lost))).await?;
+                    return Ok(Next::requeue(context.times.resync));
+                }
                 Error::Apply(apply::Error::Blocked(blocked)) => (Some(Phase::Pending), blocked.reason),
                 Error::Kube(_) | Error::Apply(apply::Error::Kube(_)) => return Err(error),
                 _ => (None, "LibvirtError"),
             };
-            // A connection that is lost says nothing about the guest (law 3).
             let phase = phase.or_else(|| Some(machine.status.as_ref()?.phase)).unwrap_or_default();
             let verdict = Verdict::no(reason, chain(&error));
             publish(machine, context, &Findings::waiting(phase, verdict)).await?;
-            // The connection's return is an event.
-            if matches!(error, Error::Libvirt(libvirt::Error::NotConnected { .. })) {
-                return Ok(Next::requeue(context.times.resync));
-            }
             Err(error)
         }
     }
+}
+
+/// A lost connection says nothing about the guest (law 3).
+fn not_connected(machine: &VirtualMachine, message: String) -> Findings {
+    let phase = machine.status.as_ref().map(|s| s.phase).unwrap_or_default();
+    Findings::waiting(phase, Verdict::unknown("NotConnected", message))
 }
 
 /// What a machine refers to.
@@ -212,6 +217,11 @@ async fn dereference(object: &VirtualMachine, context: &Context) -> Result<Resul
             return waiting(Phase::Pending, "ApplianceNotReady", message);
         }
     };
+    let conditions = appliance_object.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    if let Some(lost) = condition::find(conditions, "Connected").filter(|c| c.status == ConditionStatus::False) {
+        let message = format!("Appliance {}: {}", spec.appliance, lost.message);
+        return Ok(Err(not_connected(object, message)));
+    }
     let seed = match &spec.cloud_init_secret {
         None => None,
         Some(name) => match secret(context, name).await? {
@@ -235,7 +245,6 @@ async fn dereference(object: &VirtualMachine, context: &Context) -> Result<Resul
         }
     };
     let (image, image_wait) = image(object, context);
-    let conditions = appliance_object.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let host_status = appliance_object.status.as_ref().and_then(|s| s.host.as_ref());
     let config_digest = configdisk::digest(seed.as_ref(), config.as_ref());
     let namespace = object.namespace().unwrap_or_default();
@@ -255,7 +264,7 @@ async fn dereference(object: &VirtualMachine, context: &Context) -> Result<Resul
         let phase = if reason == "ImageNotReady" { Phase::Pending } else { Phase::Failed };
         return waiting(phase, reason, message);
     }
-    if !condition::is_true(conditions, "StoragePoolsReady") || !condition::is_true(conditions, "Connected") {
+    if !condition::is_true(conditions, "StoragePoolsReady") {
         let why = condition::find(conditions, "Ready").map(|c| c.message.clone()).unwrap_or_default();
         return waiting(Phase::Pending, "ApplianceNotReady", format!("waits for Appliance {}: {why}", spec.appliance));
     }
