@@ -38,10 +38,11 @@ pub struct Prepared {
 /// Installs packages, builds programs and bundle, starts services; all of it only where it is missing.
 pub fn prepare(plain: bool, hold: impl FnOnce(&mut Host) -> Result<()>) -> Result<Prepared> {
     workspace::require_root()?;
-    let mut host = Host::lock()?;
-    ensure_packages(&mut host)?;
+    ensure_packages(&mut Host::lock()?)?;
+    // Unlocked: cargo and edge-image have locks of their own, and this may take half an hour.
     let bin = build::programs()?;
     let bundle = build::artifact(&bin, "bundle", plain)?;
+    let mut host = Host::lock()?;
     hold(&mut host)?;
     services::ensure(&mut host, &bin.join("edge-runc"))?;
     Ok(Prepared { host, bin, bundle })
