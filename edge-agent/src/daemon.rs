@@ -63,6 +63,16 @@ pub enum Error {
         /// Who asked.
         wanted: String,
     },
+    /// The system cluster lies on another root.
+    #[error("container {node} has its data in {data}, not below {}: give the right --root", root.display())]
+    OtherRoot {
+        /// Its container.
+        node: String,
+        /// Where its data are.
+        data: String,
+        /// The root that was given.
+        root: PathBuf,
+    },
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] durable::Error),
@@ -137,8 +147,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
         cancel: cancel.clone(),
     };
     let server = tokio::spawn(server.run());
-    let follow_machines = tokio::spawn(machines::follow(world.clients(), machines, board.clone(), wake.clone()));
-    let follow_site = tokio::spawn(follower.run(wake));
+    let follow_machines = tokio::spawn(machines::follow(world.clients(), machines, board.clone(), wake));
+    let follow_site = tokio::spawn(follower.run());
     let engine = Engine::new(steps::all(&world), board, paths.steps(), site, events, cancel.clone());
 
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;

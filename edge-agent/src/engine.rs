@@ -342,7 +342,7 @@ impl Engine {
                 return Pass::Cancelled;
             }
             _ = self.site.changed(), if step.interruptible() => {
-                info!(step = name, "interrupted by an edit of the site file");
+                info!(step = name, "interrupted: the site file or the profile archive has changed");
                 self.failures.clear();
                 return Pass::Interrupted;
             }

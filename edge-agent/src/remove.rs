@@ -59,6 +59,12 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
         Err(_) if !has_root => {}
         Err(e) => left.push(format!("docker does not answer, so its part stays: {}", chain(&e))),
         Ok(container) => {
+            let data = container.iter().flat_map(|c| &c.mounts).find(|(_, inside)| inside == "/var/lib/etcd");
+            if let Some((data, _)) = data
+                && *data != paths.join("etcd").display().to_string()
+            {
+                return Err(Error::OtherRoot { node, data: data.clone(), root: options.root.clone() });
+            }
             let running = container.as_ref().map(|c| c.running);
             if paths.host_touched().exists() {
                 match remove_objects(&paths, &docker, &node, running).await {

@@ -63,8 +63,8 @@ impl Follower {
         Ok(check(&bytes).map_err(|errors| warn!("{}: {} error(s)", path.display(), errors.len())).ok())
     }
 
-    /// Follows until dropped; `wake` is told of changes of the profile archive.
-    pub async fn run(mut self, wake: mpsc::Sender<()>) {
+    /// Follows until dropped. A change of the profile archive counts as one of the site.
+    pub async fn run(mut self) {
         let (sender, mut changes) = mpsc::channel(1);
         let watched = Watched::new(&self.paths.site_file(), sender);
         if let Err(e) = &watched {
@@ -86,7 +86,7 @@ impl Follower {
                     Some(()) = changes.recv() => break,
                     Some(()) = archive_changes.recv() => {
                         info!(step = "system-applications", "the profile archive has changed");
-                        let _ = wake.try_send(());
+                        self.in_force.send_modify(|_| {});
                     }
                 }
             }

@@ -28,6 +28,8 @@ pub struct Container {
     pub running: bool,
     /// Ports of the host that it is bound to.
     pub host_ports: Vec<u16>,
+    /// Paths of the host that are mounted into it, with the path that it sees.
+    pub mounts: Vec<(String, String)>,
 }
 
 #[derive(Deserialize)]
@@ -37,6 +39,16 @@ struct ContainerJson {
     image: String,
     state: StateJson,
     host_config: HostConfigJson,
+    #[serde(default)]
+    mounts: Vec<MountJson>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct MountJson {
+    #[serde(default)]
+    source: String,
+    destination: String,
 }
 
 #[derive(Deserialize)]
@@ -138,9 +150,10 @@ impl Docker {
             program: "docker container inspect".to_owned(),
             source: std::io::Error::new(std::io::ErrorKind::InvalidData, e),
         })?;
+        let mounts = json.mounts.into_iter().map(|m| (m.source, m.destination)).collect();
         let bindings = json.host_config.port_bindings.unwrap_or_default();
         let host_ports = bindings.into_values().flatten().flatten().filter_map(|b| b.host_port.parse().ok()).collect();
-        Ok(Some(Container { id: json.id, image: json.image, running: json.state.running, host_ports }))
+        Ok(Some(Container { id: json.id, image: json.image, running: json.state.running, host_ports, mounts }))
     }
 
     /// Starts a stopped container.

@@ -142,6 +142,8 @@ fn observe(run: &Run, board: &Board, new: &Application) {
         return;
     }
     match new.state {
+        // A probe that found everything as it was is not worth a line.
+        StepState::Ready if !run.is_working() => {}
         StepState::Ready => info!(step = "system-applications", "layer {} is ready", new.name),
         StepState::Failed => warn!(step = "system-applications", "layer {}: {}", new.name, new.message),
         _ => info!(step = "system-applications", "layer {}: {}", new.name, new.message),

@@ -1,0 +1,189 @@
+//! The daemon as a process: lock, socket, site file, preflight, signals, kills. It gets as far as a bundle that is not
+//! there, so it makes nothing on the host.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends at once where something is not as it must be")]
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use edge_api::agent::{Phase, SiteFileState, Status, StepState};
+use edge_client::{Client, Event};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const SITE: &str = "device_id: store-1\nproxy:\n  http: http://bob:hunter2@proxy.example.com:3128\n  \
+                    https: http://bob:hunter2@proxy.example.com:3128\n";
+
+struct Agent {
+    root: PathBuf,
+    child: Child,
+}
+
+impl Agent {
+    fn start(root: &Path, extra: &[&str]) -> Self {
+        let child = command(root, extra).stderr(Stdio::null()).spawn().unwrap();
+        Self { root: root.to_owned(), child }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.root.join("run/agent.sock"))
+    }
+
+    /// Waits for a status, by its events.
+    async fn until(&self, what: &str, reached: impl Fn(&Status) -> bool) -> Status {
+        let wait = async {
+            loop {
+                let Ok(mut events) = self.client().events().await else {
+                    // The socket is not there yet.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                };
+                while let Ok(Some(event)) = events.next().await {
+                    match event {
+                        Event::Status(status) if reached(&status) => return *status,
+                        _ => {}
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("not reached: {what}"))
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end, and waits.
+    fn end(mut self) -> bool {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(root: &Path, extra: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+    command.args(["run", "--instance", "agtest", "--bundle", "/nonexistent", "--root"]).arg(root).args(extra);
+    command
+}
+
+fn run(root: &Path, extra: &[&str]) -> Output {
+    command(root, extra).output().unwrap()
+}
+
+fn write_site(root: &Path, text: &str) {
+    // As editors do: a new file beside it, renamed over.
+    std::fs::write(root.join("conf/.unattended.yaml.swp"), text).unwrap();
+    std::fs::rename(root.join("conf/.unattended.yaml.swp"), root.join("conf/unattended.yaml")).unwrap();
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn it_waits_follows_edits_and_ends_cleanly() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let agent = Agent::start(root, &[]);
+    agent.until("waits for the site", |s| s.phase == Phase::WaitingForSite).await;
+    assert_eq!(mode(&root.join("run/agent.sock")), 0o600);
+    assert!(root.join("conf/unattended.template.yaml").exists());
+    assert!(root.join("conf/unattended.schema.json").exists());
+
+    write_site(root, "device_id: [\n");
+    let status = agent.until("refuses", |s| s.site_file.state == SiteFileState::Invalid).await;
+    assert_eq!(status.phase, Phase::WaitingForSite);
+    assert!(status.site_file.errors[0].line > 0);
+
+    write_site(root, SITE);
+    let status = agent.until("applies", |s| s.site_file.state == SiteFileState::Applied).await;
+    assert_eq!(status.device_id.as_deref(), Some("store-1"));
+    assert_eq!(mode(&root.join("state/site.yaml")), 0o600);
+
+    let report = agent.client().apply(b"device_id: store-2\n".to_vec()).await.unwrap();
+    assert_eq!(report.needs_reinstall, [""; 0], "nothing is installed yet");
+    agent.until("follows", |s| s.device_id.as_deref() == Some("store-2")).await;
+    assert_eq!(mode(&root.join("conf/unattended.yaml")), 0o600);
+
+    let lines = agent.client().logs(100).await.unwrap();
+    assert!(lines.iter().any(|l| l.message.contains("unattended.yaml was replaced over the socket")));
+    let log = std::fs::read_to_string(root.join("edge.log")).unwrap();
+    assert!(!log.contains("hunter2"), "{log}");
+    assert!(agent.end(), "a signal is a clean end");
+    assert!(!root.join("run/agent.sock").exists() && !root.join("run/agent.pid").exists());
+}
+
+#[tokio::test]
+async fn a_killed_agent_goes_on_and_a_second_one_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let agent = Agent::start(root, &[]);
+    agent.until("starts", |s| s.phase == Phase::WaitingForSite).await;
+    write_site(root, SITE);
+    agent.until("applies", |s| s.device_id.is_some()).await;
+
+    let second = run(root, &[]);
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(text.contains("is in use by another agent"), "{text}");
+
+    agent.kill();
+    assert!(root.join("run/agent.sock").exists(), "what a kill leaves");
+    std::fs::write(root.join("conf/unattended.yaml"), "device_id: [\n").unwrap();
+    let agent = Agent::start(root, &[]);
+    let status = agent.until("goes on", |s| s.site_file.state == SiteFileState::Invalid).await;
+    assert_eq!(status.device_id.as_deref(), Some("store-1"), "the last valid site stays in force");
+    drop(agent);
+
+    let other = Command::new(env!("CARGO_BIN_EXE_edge-agent"))
+        .args(["run", "--instance", "other", "--bundle", "/nonexistent", "--root"])
+        .arg(root)
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&other.stderr).contains("belongs to instance agtest, not other"));
+}
+
+#[tokio::test]
+async fn a_taken_port_is_found_by_preflight_and_said_with_a_hint() {
+    let folder = tempfile::tempdir().unwrap();
+    let holder = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = holder.local_addr().unwrap().port().to_string();
+    let agent = Agent::start(folder.path(), &["--registry-port", &port]);
+    agent.until("starts", |s| s.phase == Phase::WaitingForSite).await;
+    write_site(folder.path(), SITE);
+    let status = agent.until("fails", |s| s.steps[0].state == StepState::Failed).await;
+    assert_eq!(status.phase, Phase::Failing);
+    let accelerator = status.accelerator.unwrap();
+    assert!(["kvm", "tcg"].contains(&accelerator.kind.as_str()) && !accelerator.reason.is_empty());
+    let step = &status.steps[0];
+    // Where docker is not running, that is found first, and ports are not looked at.
+    if !step.message.contains("docker does not answer") {
+        assert!(step.message.contains(&format!("port {port} for the registry cannot be used")), "{}", step.message);
+        assert!(step.hint.as_deref().unwrap().contains("--registry-port"), "{:?}", step.hint);
+    }
+    drop(holder);
+    let status = agent.until("goes on", |s| s.steps[0].state != StepState::Failed || s.steps[0].attempts > 1).await;
+    assert!(status.steps[2].state == StepState::Pending);
+}
+
+#[test]
+fn removing_what_is_not_there_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let removed = Command::new(env!("CARGO_BIN_EXE_edge-agent"))
+        .args(["remove", "--instance", "nosuch", "--root"])
+        .arg(folder.path().join("none"))
+        .output()
+        .unwrap();
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+}
