@@ -36,7 +36,7 @@ pub async fn run(command: &Command, client: &Client) -> Result<ExitCode, Error> 
     let paint = Paint::detect();
     match command {
         Command::List { output } => {
-            let vms = patiently(client.vms()).await?;
+            let vms: Vec<_> = patiently(client.vms()).await?.into_iter().map(readable).collect();
             match output {
                 Format::Table => text::print(&list(&vms, Timestamp::now(), paint))?,
                 Format::Json => text::json(&vms, true)?,
@@ -44,7 +44,7 @@ pub async fn run(command: &Command, client: &Client) -> Result<ExitCode, Error> 
             }
         }
         Command::Get { name, output } => {
-            let vm = patiently(client.vm(name)).await?;
+            let vm = readable(patiently(client.vm(name)).await?);
             match output {
                 Format::Table => text::print(&detail(&vm, Timestamp::now(), paint))?,
                 Format::Json => text::json(&vm, true)?,
@@ -53,6 +53,12 @@ pub async fn run(command: &Command, client: &Client) -> Result<ExitCode, Error> 
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Without the API server's bookkeeping of who wrote which field.
+fn readable(mut vm: VirtualMachine) -> VirtualMachine {
+    vm.metadata.managed_fields = None;
+    vm
 }
 
 fn name(vm: &VirtualMachine) -> &str {
