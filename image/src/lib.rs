@@ -24,7 +24,6 @@ pub mod pins;
 pub mod process;
 pub mod programs;
 pub mod progress;
-pub mod router;
 pub mod router_image;
 pub mod runc;
 pub mod tiny;

@@ -18,13 +18,13 @@ pub const NAME: &str = "pcg-edge.io/vm/router:1";
 /// Size of the disk; ext4 grows with a larger overlay at boot.
 const DISK_BYTES: u64 = 1 << 30;
 
-const INIT: &str = include_str!("../files/router/init");
-const UDEV_TRIGGER: &str = include_str!("../files/router/udev-trigger.conf");
+const INIT: &str = include_str!("../site-router/files/init");
+const UDEV_TRIGGER: &str = include_str!("../site-router/files/udev-trigger.conf");
 const UNITS: &[(&str, &str)] = &[
-    ("dnsmasq.service", include_str!("../files/router/dnsmasq.service")),
-    ("grow-root.service", include_str!("../files/router/grow-root.service")),
-    ("qemu-guest-agent.service", include_str!("../files/router/qemu-guest-agent.service")),
-    ("site-router.service", include_str!("../files/router/site-router.service")),
+    ("dnsmasq.service", include_str!("../site-router/files/dnsmasq.service")),
+    ("grow-root.service", include_str!("../site-router/files/grow-root.service")),
+    ("qemu-guest-agent.service", include_str!("../site-router/files/qemu-guest-agent.service")),
+    ("site-router.service", include_str!("../site-router/files/site-router.service")),
 ];
 /// Units of Debian's that the router wants, and the target that pulls them in.
 const ENABLED: &[(&str, &str)] = &[("systemd-networkd.service", "multi-user.target.wants")];
@@ -63,7 +63,7 @@ const REMOVED: &[&str] = &["boot", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin
 
 /// The router's layout.
 pub fn ensure(context: &Context) -> Result<Built> {
-    let program = context.own_program("edge-image", "site-router")?;
+    let program = context.own_program("site-router", "site-router")?;
     let (digest, _) = sha256_file(&program)?;
     let key = UNITS.iter().fold(Key::new("router"), |key, (name, text)| key.with(name, text));
     let key = key

@@ -98,22 +98,33 @@ pub fn bounding_set() -> Result<u64, Error> {
     u64::from_str_radix(mask.trim(), 16).map_err(|_| Error::NoBoundingSet)
 }
 
+/// Global options of runc that take a value, so that the value is not mistaken for a command.
+const GLOBAL_WITH_VALUE: &[&str] = &["criu", "log", "log-format", "root", "rootless"];
+
 /// Which file the command line makes runc read, if any. `create` and `run` read a bundle, by default the current
 /// folder; `exec` reads a process file only when told so.
 pub fn target(args: &[OsString]) -> Option<Target> {
-    let command = args.iter().position(|arg| ["create", "run", "exec"].iter().any(|name| arg == name))?;
-    let (before, after) = args.split_at(command);
-    // A global option's value may spell a command's name (`--root run`): an option that stands alone takes the next.
-    let takes_value = ["--root", "--log", "--log-format", "--criu", "--rootless"];
-    if before.last().is_some_and(|last| takes_value.iter().any(|name| last == name)) {
-        return target(&after[1..]);
+    let mut at = 0;
+    let command = loop {
+        let arg = args.get(at)?.to_str()?;
+        at += 1;
+        if !arg.starts_with('-') {
+            break arg;
+        }
+        if GLOBAL_WITH_VALUE.contains(&arg.trim_start_matches('-')) {
+            at += 1;
+        }
+    };
+    let options = &args[at.min(args.len())..];
+    match command {
+        "exec" => value(options, &["--process", "-process", "-p"]).map(|file| Target::Process(file.into())),
+        "create" | "run" => {
+            let bundle = value(options, &["--bundle", "-bundle", "-b"]);
+            let bundle = bundle.map_or_else(|| PathBuf::from("."), PathBuf::from);
+            Some(Target::Config(bundle.join("config.json")))
+        }
+        _ => None,
     }
-    let options = &after[1..];
-    if after[0] == "exec" {
-        return value(options, &["--process", "-process", "-p"]).map(|file| Target::Process(file.into()));
-    }
-    let bundle = value(options, &["--bundle", "-bundle", "-b"]).map_or_else(|| PathBuf::from("."), PathBuf::from);
-    Some(Target::Config(bundle.join("config.json")))
 }
 
 /// The value of the last option of these names, as `--name value` or `--name=value`, before the first `--`.

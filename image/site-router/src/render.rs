@@ -85,7 +85,7 @@ fn rules(config: &Config) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::router::config::{parse, tests::EXAMPLE};
+    use crate::config::{parse, tests::EXAMPLE};
 
     #[test]
     fn the_example_gives_these_files() {

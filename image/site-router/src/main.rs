@@ -11,9 +11,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use edge_image::router::config::{self, Config};
-use edge_image::router::render;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use site_router::config::{self, Config};
+use site_router::render;
 
 const LABEL: &str = "PCGCONFIG";
 const MOUNT_POINT: &str = "/run/site-router/config";
