@@ -81,7 +81,8 @@ fn two_lanes<A: Send, B: Send>(
     });
     match (one, two) {
         (Ok(one), Ok(two)) => Ok((one, two)),
-        (Err(Error::Tool(process::Error::Interrupted)), Err(error)) | (Err(error), _) | (_, Err(error)) => Err(error),
+        // The lane that was stopped says only that.
+        (Err(Error::Tool(process::Error::Interrupted)) | Ok(_), Err(error)) | (Err(error), _) => Err(error),
     }
 }
 

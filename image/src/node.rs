@@ -42,7 +42,7 @@ const MASKED: &[&str] = &[
 ];
 
 /// How long containerd may take to open its socket.
-const SOCKET_DEADLINE: Duration = Duration::from_secs(60);
+const SOCKET_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Name of the node image.
 pub fn name() -> String {
@@ -182,16 +182,16 @@ fn fill_store(programs: &Path, images: &Path, scratch: &Path) -> Result<PathBuf>
         tempfile::Builder::new().prefix("pcg-image-").tempdir().map_err(io_at("create", &std::env::temp_dir()))?;
     let socket = state.path().join("c.sock");
     let config = scratch.join("containerd.toml");
-    write(
-        &config,
-        format!(
-            "version = 3\nroot = {root:?}\nstate = {state:?}\n\
-             disabled_plugins = [\"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\", \
-             \"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \"io.containerd.nri.v1.nri\"]\n\
-             [grpc]\n  address = {socket:?}\n",
-            state = state.path().join("state"),
-        ),
-    )?;
+    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
+    let (root_text, state_text, socket_text) = (quoted(&root), quoted(&state.path().join("state")), quoted(&socket));
+    // Of CRI nothing is needed to import.
+    let text = format!(
+        "version = 3\nroot = {root_text}\nstate = {state_text}\n\
+         disabled_plugins = [\"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\", \
+         \"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \"io.containerd.nri.v1.nri\"]\n\
+         [grpc]\n  address = {socket_text}\n"
+    );
+    write(&config, text)?;
     let hint = "containerd needs root and a cache folder on a file system that overlayfs can use as upper layer \
                 (ext4, xfs): set PCG_EDGE_CACHE to one";
     let log = scratch.join("containerd.log");

@@ -175,7 +175,7 @@ impl Tool {
         let mut child = self.start()?;
         let (stdout, stderr) = (child.0.stdout.take(), child.0.stderr.take());
         let (captured, errors) = std::thread::scope(|scope| {
-            let errors = scope.spawn(|| stderr.map_or_else(VecDeque::new, |pipe| last_lines(pipe)));
+            let errors = scope.spawn(|| stderr.map_or_else(VecDeque::new, last_lines));
             let mut captured = Vec::new();
             if let Some(mut pipe) = stdout {
                 let _ = pipe.read_to_end(&mut captured);

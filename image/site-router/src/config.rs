@@ -104,7 +104,7 @@ pub fn parse(text: &str) -> Result<Config, Error> {
         problems.push(format!("dhcp lease-seconds {found:?}: expected {SHORTEST_LEASE} to {LONGEST_LEASE}"));
     }
     if let (Some(wan), Some(gateway)) = (wan, gateway)
-        && (!is_host(&wan, gateway) || wan.addr() == gateway)
+        && (!is_host(wan, gateway) || wan.addr() == gateway)
     {
         problems.push(format!("wan gateway {gateway}: expected another host of {}", wan.trunc()));
     }
@@ -115,7 +115,7 @@ pub fn parse(text: &str) -> Result<Config, Error> {
     }
     if let (Some(lan), Some(start), Some(end)) = (lan, start, end) {
         for (name, at) in [("start", start), ("end", end)] {
-            if !is_host(&lan, at) {
+            if !is_host(lan, at) {
                 problems.push(format!("dhcp {name} {at}: expected a host of {}", lan.trunc()));
             }
         }
@@ -148,7 +148,7 @@ fn is_label(text: &str) -> bool {
 }
 
 /// An address that a host of this network can have.
-fn is_host(net: &Ipv4Net, address: Ipv4Addr) -> bool {
+fn is_host(net: Ipv4Net, address: Ipv4Addr) -> bool {
     net.contains(&address) && address != net.network() && address != net.broadcast()
 }
 
@@ -162,7 +162,7 @@ fn address(what: &str, text: &str, problems: &mut Vec<String>) -> Option<Ipv4Add
 
 fn interface(what: &str, text: &str, problems: &mut Vec<String>) -> Option<Ipv4Net> {
     let parsed: Option<Ipv4Net> = text.trim().parse().ok();
-    let fits = |net: &Ipv4Net| (8..=30).contains(&net.prefix_len()) && is_host(net, net.addr());
+    let fits = |net: &Ipv4Net| (8..=30).contains(&net.prefix_len()) && is_host(*net, net.addr());
     let net = parsed.filter(fits);
     if net.is_none() {
         problems.push(format!("{what} {text:?}: expected a host's IPv4 address with prefix length 8 to 30"));

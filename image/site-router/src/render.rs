@@ -19,8 +19,15 @@ pub fn files(config: &Config) -> Vec<(&'static str, String)> {
         ("/run/systemd/network/10-lan.network", lan(config)),
         ("/run/site-router/dnsmasq.conf", dnsmasq(config)),
         (RULES, rules(config)),
-        ("/etc/resolv.conf", config.dns.iter().map(|server| format!("nameserver {server}\n")).collect()),
+        ("/etc/resolv.conf", resolver(config)),
     ]
+}
+
+fn resolver(config: &Config) -> String {
+    config.dns.iter().fold(String::new(), |mut text, server| {
+        let _ = writeln!(text, "nameserver {server}");
+        text
+    })
 }
 
 fn wan(config: &Config) -> String {
