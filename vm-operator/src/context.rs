@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
 use kube::core::DeserializeGuard;
-use kube::runtime::events::Recorder;
+use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, mpsc};
@@ -72,8 +72,8 @@ pub struct Context {
     pub client: Client,
     /// Namespace that is watched.
     pub namespace: String,
-    /// Publishes Kubernetes events.
-    pub recorder: Recorder,
+    /// As whom Kubernetes events are published.
+    pub reporter: Reporter,
     /// Hypervisors by URI.
     pub hosts: Hosts,
     /// Caches.

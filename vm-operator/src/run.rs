@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action as Next, Config, Controller};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{Predicate as _, PredicateConfig, WatchStreamExt as _, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
@@ -59,7 +59,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
     let (machine_store, machine_writer) = store::<Machine>();
     let reporter = Reporter { controller: "vm-operator".to_owned(), instance: std::env::var("POD_NAME").ok() };
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
+        reporter,
         client: client.clone(),
         namespace: namespace.clone(),
         hosts,
@@ -77,11 +77,20 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
     let images = watch::<VirtualMachineImage>(&client, &namespace, image_writer);
     let machines = watch::<VirtualMachine>(&client, &namespace, machine_writer);
     let (wake_context, wake) = (context.clone(), triggers.clone());
-    let appliances = appliances.inspect_ok(move |touched| appliance_touched(&wake_context, &wake, touched));
+    let appliances = appliances.inspect_ok(move |touched| {
+        note_seen(&wake_context, touched);
+        appliance_touched(&wake_context, &wake, touched);
+    });
     let (wake_context, wake) = (context.clone(), triggers.clone());
-    let images = images.inspect_ok(move |touched| image_touched(&wake_context, &wake, touched));
+    let images = images.inspect_ok(move |touched| {
+        note_seen(&wake_context, touched);
+        image_touched(&wake_context, &wake, touched);
+    });
     let (wake_context, wake) = (context.clone(), triggers.clone());
-    let machines = machines.inspect_ok(move |touched| machine_touched(&wake_context, &wake, touched));
+    let machines = machines.inspect_ok(move |touched| {
+        note_seen(&wake_context, touched);
+        machine_touched(&wake_context, &wake, touched);
+    });
 
     let appliances = control(appliances, context.stores.appliances.clone(), appliances_wanted, &stop).run(
         appliance::reconcile::reconcile,
@@ -210,6 +219,13 @@ fn wake_machines(context: &Context, triggers: &Triggers, affected: impl Fn(&Virt
 fn wake_images(context: &Context, triggers: &Triggers, affected: impl Fn(&VirtualMachineImage) -> bool) {
     for image in context.images().iter().filter(|i| affected(i)) {
         send(&triggers.images, &image.name_any(), context);
+    }
+}
+
+fn note_seen<K: Resource>(context: &Context, touched: &K) {
+    let meta = touched.meta();
+    if let Some(uid) = &meta.uid {
+        context.written.seen(uid, meta.resource_version.as_deref());
     }
 }
 

@@ -8,7 +8,7 @@ use edge_api::condition::{self, Condition, ConditionStatus};
 use jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -91,6 +91,17 @@ impl Written {
         written.insert(uid.to_owned(), (number(version), status));
     }
 
+    /// Forgets what the cache has seen by now: there is one entry per status under way, not one per object.
+    pub fn seen(&self, uid: &str, version: Option<&str>) {
+        let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.get(uid).is_some_and(|(newest, _)| *newest <= number(version)) {
+            written.remove(uid);
+            if written.is_empty() {
+                written.shrink_to_fit();
+            }
+        }
+    }
+
     /// Forgets a deleted object.
     pub fn forget(&self, uid: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
@@ -159,18 +170,21 @@ where
         action: "Reconcile".to_owned(),
         secondary: None,
     };
-    if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
+    // A recorder keeps what it published for minutes, to count repetitions; each condition change is told once.
+    let recorder = Recorder::new(context.client.clone(), context.reporter.clone());
+    if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
         tracing::debug!(%error, "cannot publish an event");
     }
 }
 
 /// Reasons that are steps of the normal way.
-const WAITING: [&str; 9] = [
+const WAITING: [&str; 10] = [
     "Connecting",
     "Preparing",
     "Downloading",
     "Starting",
     "ShuttingDown",
+    "Restarting",
     "WaitingForAgent",
     "WaitingForAddress",
     "ImageNotReady",
@@ -188,6 +202,10 @@ mod tests {
         assert_eq!(written.newest(Some("u"), Some("9"), "own".to_owned()), "new");
         assert_eq!(written.newest(Some("u"), Some("10"), "own".to_owned()), "own");
         assert_eq!(written.newest(Some("other"), Some("1"), "own".to_owned()), "own");
+        written.seen("u", Some("9"));
+        assert_eq!(written.newest(Some("u"), Some("9"), "own".to_owned()), "new");
+        written.seen("u", Some("10"));
+        assert_eq!(written.newest(Some("u"), Some("9"), "own".to_owned()), "own");
     }
 
     #[test]

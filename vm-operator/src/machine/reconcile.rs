@@ -164,7 +164,16 @@ async fn settle(
 ) -> (Findings, Duration) {
     let Referenced { host, accelerator, machine, config_digest } = referenced;
     let answer = ask(host, machine, domain.as_ref()).await;
-    let findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer);
+    let mut findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer);
+    let restarting = context.memories.with(machine.id, |memory| memory.shutdown_since.is_some()) && again.is_some();
+    if restarting && machine.power == PowerState::Running && domain.as_ref().is_some_and(|d| d.state.is_active()) {
+        let seconds = context.times.shutdown.as_secs();
+        let message = format!(
+            "the guest was asked to shut down for a restart with its changed configuration; \
+             its power is cut {seconds} s after that"
+        );
+        findings.ready = Verdict::no("Restarting", message);
+    }
     let running = domain.as_ref().is_some_and(|d| d.state == DomainState::Running);
     let next = context.memories.with(machine.id, |memory| {
         if again.is_none() {
