@@ -11,9 +11,11 @@ use tracing_subscriber::EnvFilter;
 use vm_operator::context::Times;
 use vm_operator::run::{Options, run};
 
-/// Turns Appliance, VirtualMachineImage and VirtualMachine objects into libvirt networks, pools, volumes and domains.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    about = "Turns Appliance, VirtualMachineImage and VirtualMachine objects into libvirt networks, pools, volumes and domains"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

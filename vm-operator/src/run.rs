@@ -295,12 +295,16 @@ async fn follow_news(mut news: mpsc::UnboundedReceiver<News>, context: Arc<Conte
                 wake_machines(&context, &triggers, |m| m.spec.id == id);
             }
             What::Event(HostEvent::Infrastructure) => {
-                appliances.iter().for_each(|name| send(&triggers.appliances, name, &context));
+                for name in &appliances {
+                    send(&triggers.appliances, name, &context);
+                }
             }
             What::Connected | What::Event(HostEvent::Closed) => {
                 // Events may have been missed, and the host may be another one.
                 context.forget_facts(&uri);
-                appliances.iter().for_each(|name| send(&triggers.appliances, name, &context));
+                for name in &appliances {
+                    send(&triggers.appliances, name, &context);
+                }
                 wake_machines(&context, &triggers, |m| appliances.contains(&m.spec.appliance));
                 wake_images(&context, &triggers, |i| appliances.contains(&i.spec.appliance));
             }

@@ -96,5 +96,13 @@ async fn an_appliance_that_cannot_be_reached() -> Result<()> {
     site.wait::<Appliance>("local", "NotConnected", not_connected, SHORT).await?;
     site.create::<VirtualMachine>("one", spec(json!({}))).await?;
     site.wait_reason("one", "NotConnected", SHORT).await?;
+    site.create::<VirtualMachine>("two", spec(json!({ "appliance": "nobody" }))).await?;
+    site.wait_reason("two", "ApplianceNotFound", SHORT).await?;
+    for name in ["one", "two"] {
+        site.delete::<VirtualMachine>(name).await?;
+        site.gone::<VirtualMachine>(name).await?;
+    }
+    site.delete::<Appliance>("local").await?;
+    site.gone::<Appliance>("local").await?;
     Ok(())
 }

@@ -50,7 +50,7 @@ async fn life_of_a_machine() -> Result<()> {
     let digest = status.config_digest.context("digest")?;
 
     // What was made: one domain, its five volumes and the image's, and a console log.
-    let libvirt = site.libvirt()?;
+    let libvirt = support::libvirt()?;
     let domain = libvirt.lookup_domain_by_uuid(id)?;
     assert!(domain.is_persistent()? && domain.autostart()?);
     let own: BTreeSet<String> =
@@ -148,7 +148,7 @@ async fn what_is_taken_away() -> Result<()> {
     site.image("tiny", &site.registry.push_tiny().await?).await?;
     let id = site.tiny_vm("one", json!({ "rootDisk": { "pool": "default" } })).await?;
     site.ready_vm("one").await?;
-    let libvirt = site.libvirt()?;
+    let libvirt = support::libvirt()?;
 
     let run = libvirt.lookup_domain_by_uuid(id)?.id();
     libvirt.lookup_domain_by_uuid(id)?.destroy()?;
@@ -200,7 +200,7 @@ async fn images() -> Result<()> {
         anyhow::ensure!(status.success());
         Ok(std::fs::read(path)?)
     };
-    let size = |bytes: u64| json!({ ANNOTATION_VIRTUAL_SIZE: bytes.to_string() });
+    let announced = |bytes: u64| json!({ ANNOTATION_VIRTUAL_SIZE: bytes.to_string() });
     let refused = |name: &'static str| {
         site.wait::<VirtualMachineImage>(name, "ImageRefused", |c| reason(c) == "ImageRefused", SHORT)
     };
@@ -210,19 +210,19 @@ async fn images() -> Result<()> {
 
     // A disk that names a file of the host.
     let hostile = qcow2(&["-u", "-b", "/etc/shadow", "-F", "raw"])?;
-    let artifact = site.registry.push("test/hostile", &[(VM_DISK_QCOW2, hostile, size(64 << 20))]).await?;
+    let artifact = site.registry.push("test/hostile", &[(VM_DISK_QCOW2, hostile, announced(64 << 20))]).await?;
     create("hostile", artifact).await?;
     refused("hostile").await?;
     // A disk that is larger than announced.
     let disk = qcow2(&[])?;
-    let artifact = site.registry.push("test/large", &[(VM_DISK_QCOW2, disk.clone(), size(1))]).await?;
+    let artifact = site.registry.push("test/large", &[(VM_DISK_QCOW2, disk.clone(), announced(1))]).await?;
     create("large", artifact).await?;
     refused("large").await?;
     assert!(site.volumes()?.is_empty(), "refused images leave nothing");
 
     // Two images share a layer; each has its own of the other.
     let kernel = vec![7_u8; 3 << 20];
-    let one = [(VM_KERNEL, kernel.clone(), json!({})), (VM_DISK_QCOW2, disk.clone(), size(64 << 20))];
+    let one = [(VM_KERNEL, kernel.clone(), json!({})), (VM_DISK_QCOW2, disk.clone(), announced(64 << 20))];
     let two = [(VM_KERNEL, kernel.clone(), json!({})), (VM_INITRD, vec![8_u8; 9], json!({}))];
     let artifacts = (site.registry.push("test/one", &one).await?, site.registry.push("test/two", &two).await?);
     let (one, two) = tokio::try_join!(site.image("one", &artifacts.0), site.image("two", &artifacts.1))?;
@@ -296,7 +296,7 @@ fn reason(conditions: &[edge_api::Condition]) -> String {
 #[tokio::test]
 async fn what_is_not_ours() -> Result<()> {
     let site = Site::start(4, URI).await?;
-    let libvirt = site.libvirt()?;
+    let libvirt = support::libvirt()?;
     let foreign = "<network><name>optest4-lan</name><bridge name='optest4x'/></network>";
     libvirt.define_network_xml(foreign)?;
     let before = libvirt.lookup_network_by_name("optest4-lan")?.xml_desc(0)?;
@@ -338,7 +338,7 @@ async fn a_lost_connection() -> Result<()> {
     site.image("tiny", &site.registry.push_tiny().await?).await?;
     let id = site.tiny_vm("one", json!({})).await?;
     site.ready_vm("one").await?;
-    let libvirt = site.libvirt()?;
+    let libvirt = support::libvirt()?;
     let run = libvirt.lookup_domain_by_uuid(id)?.id();
 
     relay.close();

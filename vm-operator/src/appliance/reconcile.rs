@@ -123,6 +123,10 @@ async fn publish(appliance: &Appliance, context: &Context, findings: &Findings) 
     Ok(())
 }
 
+fn never_connected(appliance: &Appliance) -> bool {
+    appliance.status.as_ref().is_none_or(|status| status.host.is_none())
+}
+
 /// Says what removal waits for.
 async fn wait(appliance: &Appliance, context: &Context, message: String) -> Error {
     let mut new = appliance.status.clone().unwrap_or_default();
@@ -155,7 +159,11 @@ async fn cleanup(appliance: &Appliance, context: &Context) -> Result<Next, Error
     // Without identity nothing can carry its mark.
     if let (Ok(id), Ok(instance)) = (Uuid::try_parse(&appliance.spec.id), appliance.spec.instance.parse::<Instance>()) {
         let host = context.hosts.get(&appliance.spec.libvirt_uri);
-        host.call(move |libvirt| apply::remove(libvirt, id, &instance)).await?;
+        match host.call(move |libvirt| apply::remove(libvirt, id, &instance)).await {
+            // Never connected: nothing was ever made, and deleting does not wait for creating (law 1).
+            Err(libvirt::Error::NotConnected { .. }) if never_connected(appliance) => {}
+            other => other?,
+        }
     }
     let uri = &appliance.spec.libvirt_uri;
     let others = context.stores.appliances.state();

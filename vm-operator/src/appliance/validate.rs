@@ -226,8 +226,8 @@ pub(crate) mod tests {
             ("NAT only", |s| s.networks[1].address = Some("10.0.0.1/24".into())),
             ("name of a bridge", |s| s.networks[1].type_ = NetworkType::Bridge),
             ("holds the host's own", |s| {
-                let range = |a: &str, b: &str| Some(AddressRange { start: a.into(), end: b.into() });
-                s.networks[0].dhcp = range("192.168.201.1", "192.168.201.9");
+                let (start, end) = ("192.168.201.1".into(), "192.168.201.9".into());
+                s.networks[0].dhcp = Some(AddressRange { start, end });
             }),
             ("names none", |s| s.image_pool = "other".into()),
         ];

@@ -134,6 +134,7 @@ impl Hosts {
 
 async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
     let mut wait = Duration::from_secs(1);
+    let mut told = false;
     loop {
         let uri = host.uri.clone();
         let sink = sink(&host, &news);
@@ -144,6 +145,7 @@ async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
                 host.state.send_replace(State::Up(libvirt.clone()));
                 tracing::info!(uri = host.uri, "connected to libvirt");
                 wait = Duration::from_secs(1);
+                told = true;
                 tell(&news, &host.uri, What::Connected);
                 // The callback may have come before anybody waited; the connection itself knows.
                 while libvirt.is_alive() {
@@ -161,7 +163,10 @@ async fn keep_connected(host: Arc<Host>, news: mpsc::UnboundedSender<News>) {
                 let reason = crate::errors::chain(&error);
                 tracing::warn!(uri = host.uri, error = reason, "cannot connect to libvirt");
                 host.down(&reason);
-                tell(&news, &host.uri, What::Event(HostEvent::Closed));
+                // The first failure is news; those after it are not.
+                if !std::mem::replace(&mut told, true) {
+                    tell(&news, &host.uri, What::Event(HostEvent::Closed));
+                }
             }
         }
         tokio::time::sleep(wait).await;

@@ -104,16 +104,17 @@ pub fn read<T: DeserializeOwned>(what: &str, document: &str) -> Result<T, Error>
 mod tests {
     use super::*;
 
+    #[derive(serde::Deserialize)]
+    struct A {
+        #[serde(rename = "@b")]
+        b: String,
+        c: String,
+    }
+
     #[test]
     fn values_never_become_markup() {
         let xml = element("a").attr("b", "x' y=\"<&>").child(text("c", "</c><d/>&amp;")).document();
         assert!(!xml.contains("<d/>"), "{xml}");
-        #[derive(serde::Deserialize)]
-        struct A {
-            #[serde(rename = "@b")]
-            b: String,
-            c: String,
-        }
         let read: A = read("test", &xml).unwrap();
         assert_eq!((read.b.as_str(), read.c.as_str()), ("x' y=\"<&>", "</c><d/>&amp;"));
     }

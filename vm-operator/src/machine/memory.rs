@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(waits, [0, 0, 5, 10, 20]);
         memory.note_shutdown(now);
         assert_eq!(memory.start_wait(now), Duration::ZERO);
-        let later = now + Duration::from_secs(3600);
+        let later = now + Duration::from_hours(1);
         memory.note_start(later);
         assert_eq!(memory.short_runs, 0);
     }

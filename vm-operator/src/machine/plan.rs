@@ -347,7 +347,7 @@ fn plan_shutdown(plan: &mut Plan, domain: &DomainFacts, clock: &Clock) {
             if asked >= ASK_AGAIN {
                 plan.actions.push(Action::Shutdown);
             }
-            plan.again = Some(ASK_AGAIN.min(*deadline - *since));
+            plan.again = Some(ASK_AGAIN.min(deadline.saturating_sub(*since)));
         }
     }
 }
@@ -410,6 +410,8 @@ pub fn domain(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::observe::Found;
     use super::super::validate::tests::{check, spec};
     use super::*;
@@ -471,7 +473,7 @@ mod tests {
     }
 
     fn clock() -> Clock {
-        Clock { deadline: Duration::from_secs(60), ..Clock::default() }
+        Clock { deadline: Duration::from_mins(1), ..Clock::default() }
     }
 
     fn actions(wanted: &ValidatedMachine, observed: &Observed) -> Vec<Action> {
@@ -633,5 +635,65 @@ mod tests {
         let clock = Clock { start_wait: Duration::from_secs(7), ..clock() };
         let plan = plan(&machine, &observed, &recorded(), CONFIG, &clock).unwrap();
         assert_eq!((plan.actions.len(), plan.again), (0, Some(Duration::from_secs(7))));
+    }
+
+    proptest! {
+        /// Laws 2 and 3, whatever is found: no recorded disk is made anew, and a running guest is neither shut down
+        /// nor cut off nor are its configuration disks written unless its specification asks for it.
+        #[test]
+        fn data_and_running_guests_are_safe(
+            state in prop::sample::select(vec![
+                DomainState::Running, DomainState::Paused, DomainState::ShuttingDown, DomainState::Off,
+                DomainState::Crashed, DomainState::Suspended,
+            ]),
+            has_domain in any::<bool>(),
+            missing in prop::sample::subsequence(vec!["root", "data-a"], 0..=2),
+            noted in prop::sample::subsequence(vec!["root", "data-a"], 0..=2),
+            persistent in any::<bool>(),
+            new_config in any::<bool>(),
+            new_definition in any::<bool>(),
+            restart in any::<bool>(),
+            stopped in any::<bool>(),
+            since in prop::option::of(0_u64..200),
+        ) {
+            let machine = wanted(|s| {
+                s.on_config_change = if restart { OnConfigChange::Restart } else { OnConfigChange::Wait };
+                s.power_state = if stopped { PowerState::Stopped } else { PowerState::Running };
+            });
+            let before = if new_definition { wanted(|s| s.vcpus = 2) } else { machine.clone() };
+            let mut observed = settled(&before, state);
+            for role in &missing {
+                observed.volumes.remove(*role);
+            }
+            if let Some(domain) = &mut observed.domain {
+                domain.persistent = persistent;
+            }
+            if !has_domain {
+                observed.domain = None;
+            }
+            let noted: BTreeSet<String> = noted.iter().map(|s| (*s).to_owned()).collect();
+            let clock = Clock { shutting_down: since.map(Duration::from_secs), ..clock() };
+            let config = if new_config { "sha256:new" } else { CONFIG };
+            let planned = plan(&machine, &observed, &noted, config, &clock);
+            // The domain's mark notes both disks.
+            let known = |role: &str| has_domain || noted.contains(role);
+            if missing.iter().any(|role| known(role)) {
+                prop_assert_eq!(planned.unwrap_err().reason, "DiskLost");
+                return Ok(());
+            }
+            let runs = has_domain && state.is_active();
+            let asked = stopped || (restart && (new_config || new_definition));
+            for action in planned.unwrap().actions {
+                match action {
+                    Action::CreateVolume { name, .. } => {
+                        prop_assert!(missing.iter().any(|role| name.ends_with(role)) && !runs);
+                    }
+                    Action::Shutdown | Action::Destroy => prop_assert!(runs && asked),
+                    Action::WriteConfig { .. } | Action::DeleteVolume { .. } => prop_assert!(!runs),
+                    Action::Start => prop_assert!(!runs && !stopped),
+                    Action::RecordDisks(_) | Action::Define { .. } | Action::Autostart(_) => {}
+                }
+            }
+        }
     }
 }

@@ -84,6 +84,8 @@ async fn ensure(machine: &VirtualMachine, context: &Context) -> Result<Next, Err
                 _ => (None, "LibvirtError"),
             };
             let phase = phase.or_else(|| Some(machine.status.as_ref()?.phase)).unwrap_or_default();
+            // Something may have been made already, which removal must know.
+            let phase = if phase == Phase::Pending { Phase::Preparing } else { phase };
             let verdict = Verdict::no(reason, chain(&error));
             publish(machine, context, &Findings::waiting(phase, verdict)).await?;
             Err(error)
@@ -317,27 +319,48 @@ async fn publish(machine: &VirtualMachine, context: &Context, findings: &Finding
     Ok(())
 }
 
+/// Whether nothing can have been made for a machine: before the first act its phase is `Preparing`, then its disks are
+/// noted, then its domain.
+fn nothing_made(machine: &VirtualMachine) -> bool {
+    let status = machine.status.clone().unwrap_or_default();
+    apply::recorded(machine).is_empty()
+        && status.domain.is_none()
+        && matches!(status.phase, Phase::Pending | Phase::Failed)
+}
+
 async fn cleanup(machine: &VirtualMachine, context: &Context) -> Result<Next, Error> {
-    // Without an identity nothing was ever made.
+    // Without an identity nothing was ever made either.
     if let Ok(id) = Uuid::try_parse(&machine.spec.id) {
-        let Some(appliance) = context.appliance(&machine.spec.appliance) else {
-            let message = format!(
-                "waits for Appliance {} to come back: without it nobody knows where domain and disks are",
-                machine.spec.appliance
-            );
-            let findings = Findings::waiting(Phase::Deleting, Verdict::no("ApplianceNotFound", message.clone()));
-            publish(machine, context, &findings).await?;
-            return Err(Error::Waiting(message));
-        };
-        let deleting = Verdict::no("Deleting", "domain and disks are being removed");
-        publish(machine, context, &Findings::waiting(Phase::Deleting, deleting)).await?;
-        let host = context.hosts.get(&appliance.spec.libvirt_uri);
-        let instance = appliance.spec.instance.clone();
-        host.call(move |libvirt| removal::remove(libvirt, id, &instance)).await?;
+        match remove(machine, context, id).await {
+            // Deleting does not wait for what creating waited for (law 1).
+            Err(Error::Waiting(_) | Error::Libvirt(libvirt::Error::NotConnected { .. })) if nothing_made(machine) => {}
+            other => other?,
+        }
         context.memories.forget(id);
     }
     if let Some(uid) = machine.uid() {
         context.written.forget(&uid);
     }
     Ok(Next::await_change())
+}
+
+async fn remove(machine: &VirtualMachine, context: &Context, id: Uuid) -> Result<(), Error> {
+    let deleting = |reason, message: &str| Findings::waiting(Phase::Deleting, Verdict::no(reason, message));
+    let Some(appliance) = context.appliance(&machine.spec.appliance) else {
+        let message = format!(
+            "waits for Appliance {} to come back: without it nobody knows where domain and disks are",
+            machine.spec.appliance
+        );
+        if !nothing_made(machine) {
+            publish(machine, context, &deleting("ApplianceNotFound", &message)).await?;
+        }
+        return Err(Error::Waiting(message));
+    };
+    if !nothing_made(machine) {
+        publish(machine, context, &deleting("Deleting", "domain and disks are being removed")).await?;
+    }
+    let host = context.hosts.get(&appliance.spec.libvirt_uri);
+    let instance = appliance.spec.instance.clone();
+    host.call(move |libvirt| removal::remove(libvirt, id, &instance)).await?;
+    Ok(())
 }

@@ -119,13 +119,13 @@ fn judge_running(wanted: &ValidatedMachine, answer: &Answer) -> Verdict {
         return Verdict::yes("Running", "runs as asked");
     }
     match answer {
-        Answer::NotAsked => Verdict::yes("Running", "runs, and the guest agent answers"),
         Answer::NoAgent => Verdict::no("WaitingForAgent", "runs; waits for the guest's qemu-guest-agent to connect"),
         Answer::Silent(why) => Verdict::no("AgentSilent", format!("runs, but the guest agent does not answer: {why}")),
         Answer::Addresses(found) if found.is_empty() => {
             Verdict::no("WaitingForAddress", "runs, and the guest agent answers; waits for an address on its networks")
         }
-        Answer::Addresses(_) => Verdict::yes("Running", "runs, and the guest agent answers"),
+        // Not asked for addresses, because it has no interfaces: its agent has connected.
+        Answer::Addresses(_) | Answer::NotAsked => Verdict::yes("Running", "runs, and the guest agent answers"),
     }
 }
 

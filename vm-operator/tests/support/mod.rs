@@ -35,9 +35,9 @@ use vm_operator::run::{Options, run};
 pub const OPERATOR: &str = "system:serviceaccount:pcg-edge-system:vm-operator";
 pub const NAMESPACE: &str = edge_api::names::NAMESPACE;
 pub const TIMES: Times =
-    Times { shutdown: Duration::from_secs(20), resync: Duration::from_secs(600), addresses: Duration::from_secs(5) };
+    Times { shutdown: Duration::from_secs(20), resync: Duration::from_mins(10), addresses: Duration::from_secs(5) };
 /// Longest wait for anything that involves a guest under TCG on a busy host.
-pub const LONG: Duration = Duration::from_secs(180);
+pub const LONG: Duration = Duration::from_mins(3);
 pub const SHORT: Duration = Duration::from_secs(30);
 
 /// A control plane, a registry and an operator for one instance.
@@ -253,22 +253,17 @@ impl Site {
         Ok(id)
     }
 
-    /// libvirt's own view, past the operator.
-    pub fn libvirt(&self) -> Result<virt::connect::Connect> {
-        Ok(virt::connect::Connect::open(Some("qemu:///system"))?)
-    }
-
     /// Names of all volumes of the instance's pool.
     pub fn volumes(&self) -> Result<BTreeSet<String>> {
-        let pool = self.libvirt()?.lookup_storage_pool_by_name(&format!("{}-default", self.instance))?;
+        let pool = libvirt()?.lookup_storage_pool_by_name(&format!("{}-default", self.instance))?;
         pool.refresh(0)?;
         Ok(pool.list_volumes()?.into_iter().collect())
     }
 
     /// Waits for something of libvirt's.
     pub async fn see(&self, what: &str, look: impl Fn(&virt::connect::Connect) -> Result<bool>) -> Result<()> {
-        let libvirt = self.libvirt()?;
-        eventually(what, LONG, || async { look(&libvirt).map(|seen| Seen::when(seen, ())) }).await?;
+        let connect = libvirt()?;
+        eventually(what, LONG, || async { look(&connect).map(|seen| Seen::when(seen, ())) }).await?;
         Ok(())
     }
 
@@ -318,6 +313,11 @@ impl Drop for Site {
         }
         purge(&self.instance);
     }
+}
+
+/// libvirt's own view, past the operator.
+pub fn libvirt() -> Result<virt::connect::Connect> {
+    Ok(virt::connect::Connect::open(Some("qemu:///system"))?)
 }
 
 /// Removes everything of an instance from libvirt, by name, after a test and before it in case an earlier one was
