@@ -30,7 +30,7 @@ pub fn key(name: &str, packages: &Packages) -> Key {
 /// mmdebstrap with suite and packages; the caller adds hooks and, last, the target.
 pub fn mmdebstrap(packages: &Packages) -> Tool {
     Tool::new("mmdebstrap", "mmdebstrap")
-        .args(["--variant=minbase", "--architectures=amd64", "--quiet"])
+        .args(["--variant=minbase", "--architectures=amd64"])
         .arg(format!("--include={}", packages.packages.join(",")))
         .args(EXCLUDE.iter().map(|rule| format!("--dpkgopt={rule}")))
         .env("SOURCE_DATE_EPOCH", EPOCH.to_string())
