@@ -188,8 +188,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
 
 /// Everything goes to the journal, and to standard error as `RUST_LOG` says.
 fn log_to(journal: &Journal) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off,edge_agent=info"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off,kube_runtime=off,edge_agent=info"));
     let terminal = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).with_filter(filter);
     let _ = tracing_subscriber::registry().with(journal.clone()).with(terminal).try_init();
 }

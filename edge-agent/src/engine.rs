@@ -306,6 +306,15 @@ impl Engine {
         Pass::Ready
     }
 
+    /// What was ready on the ground of what has just changed is not, until it was probed.
+    fn doubt_later(&self, index: usize) {
+        self.board.edit(|status| {
+            for step in status.steps.iter_mut().skip(index + 1).filter(|s| s.state == StepState::Ready) {
+                step.state = StepState::Pending;
+            }
+        });
+    }
+
     async fn step(&mut self, index: usize, site: &Arc<SiteConfig>) -> Pass {
         let step = &self.steps[index];
         let name = step.name();
@@ -359,6 +368,9 @@ impl Engine {
                 });
                 self.failures.remove(name);
                 self.record.borrow_mut().remember(name, times);
+                if run.changes.get() {
+                    self.doubt_later(index);
+                }
                 self.board.edit_step(name, |step| {
                     step.state = StepState::Ready;
                     step.message = message;

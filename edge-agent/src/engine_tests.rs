@@ -37,6 +37,8 @@ impl Step for Fake {
     fn ensure<'a>(&'a self, run: &'a Run) -> LocalBoxFuture<'a, Result<Verdict, Failure>> {
         Box::pin(async move {
             self.world.probes.set(self.world.probes.get() + 1);
+            // As long as a look takes: whoever follows the status sees every state.
+            tokio::time::sleep(Duration::from_millis(1)).await;
             if !self.world.made.borrow().contains(&self.name) {
                 run.working("makes it");
                 if self.world.hanging.get() == Some(self.name) {
@@ -185,8 +187,18 @@ async fn what_was_lost_is_made_again_at_the_resync() {
         }
     };
     let again = |status: &Status| ready(status) && world.writes.get() == 4;
-    let status = rig.until_with(again, break_it).await;
+    let doubted = Cell::new(false);
+    let look = |status: &Status| {
+        break_it(status);
+        let [_, two, three] = &status.steps[..] else { panic!("three steps") };
+        if lost.get() && two.state == StepState::Ready && three.state != StepState::Ready {
+            doubted.set(true);
+        }
+    };
+    let status = rig.until_with(again, look).await;
+    assert!(doubted.get(), "what comes after it was not ready until it was probed");
     assert!(status.steps[1].finished > status.steps[0].finished);
+    assert_eq!(status.steps[2], rig.until(ready).await.steps[2], "its times stay");
 }
 
 #[tokio::test(start_paused = true)]

@@ -119,6 +119,11 @@ impl World {
         client.ok_or_else(|| Failure::new("the system cluster has not been there yet"))
     }
 
+    /// Gives the client up: its connections may lead to a node that is no more, and such a one can hang for minutes.
+    pub fn disconnect(&self) {
+        self.client_of.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// A client from the kubeconfig; the same one as long as that file is the same.
     pub async fn connect(&self) -> Result<kube::Client, Failure> {
         let path = self.paths.kubeconfig();

@@ -28,6 +28,8 @@ use crate::world::World;
 
 /// Longest wait for a node that was made or started. Emulated hosts are slow.
 const DEADLINE: Duration = Duration::from_mins(7);
+/// Longest wait for the answers of one look.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 /// A node that runs renews its lease every 10 s.
 const LEASE_FRESH: i64 = 45;
 
@@ -127,7 +129,10 @@ impl SystemCluster {
             }
         }
         let started = run.is_working().then_some(begun);
-        self.ready(run, &kind.node(), started).await?;
+        if !self.ready(run, &kind.node(), started).await? {
+            let message = "the node stopped while it was waited for; it is started again".to_owned();
+            return Ok(Verdict::Waiting { message, retry: Duration::from_secs(1) });
+        }
         if !whole {
             let made = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
             let container = made.ok_or_else(|| Failure::new("the node vanished while it was made"))?.id;
@@ -194,16 +199,24 @@ impl SystemCluster {
         }
     }
 
-    /// Ready means probed: the API server says so, the node's kubelet is alive, and names resolve.
-    async fn ready(&self, run: &Run, node: &str, started: Option<Timestamp>) -> Result<(), Failure> {
+    /// Ready means probed: the API server says so, the node's kubelet is alive, and names resolve. False where the node
+    /// stopped meanwhile.
+    async fn ready(&self, run: &Run, node: &str, started: Option<Timestamp>) -> Result<bool, Failure> {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(100);
         loop {
             let missing = match self.world.connect().await {
-                Ok(client) => match probe(&client, node, started).await {
-                    Ok(None) => return Ok(()),
-                    Ok(Some(missing)) => missing,
-                    Err(e) => format!("the API server ({})", short(&e)),
+                Ok(client) => match tokio::time::timeout(PROBE_DEADLINE, probe(&client, node, started)).await {
+                    Ok(Ok(None)) => return Ok(true),
+                    Ok(Ok(Some(missing))) => missing,
+                    Ok(Err(e)) => {
+                        self.world.disconnect();
+                        format!("the API server ({})", short(&e))
+                    }
+                    Err(_) => {
+                        self.world.disconnect();
+                        "the API server (no answer in time)".to_owned()
+                    }
                 },
                 Err(e) => e.reason,
             };
@@ -214,6 +227,11 @@ impl SystemCluster {
             // A probe that fails once after a restart of the agent is not worth a word.
             if begun.elapsed() > Duration::from_secs(2) {
                 run.working(format!("waits for {missing}"));
+                // It may have been on its way down when we looked first, with its API server gone before it.
+                let container = self.world.docker.container(node).await.map_err(|e| Failure::of(&e))?;
+                if !container.is_some_and(|c| c.running) {
+                    return Ok(false);
+                }
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
