@@ -55,10 +55,9 @@ impl Appliance {
         Ok(())
     }
 
-    /// What the agent says, by `edgectl`.
+    /// What the agent says.
     pub async fn status(&self) -> Result<Status> {
-        let output = self.edgectl(&["status", "-o", "json"]).await?;
-        serde_json::from_slice(&output.stdout).context("edgectl status -o json")
+        Ok(edge_client::Client::new(self.root.join(edge_api::agent::SOCKET)).status().await?)
     }
 
     /// Runs `edgectl` against this agent.
