@@ -83,6 +83,11 @@ impl AuditLog {
         &self.0
     }
 
+    /// The beginning of the log.
+    pub fn start(&self) -> Mark {
+        Mark(0)
+    }
+
     /// The present end of the log.
     pub fn mark(&self) -> Result<Mark> {
         match std::fs::metadata(&self.0) {
