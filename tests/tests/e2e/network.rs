@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use edge_api::VirtualMachine;
 use edge_api::agent::Phase;
+use edge_api::{VirtualMachine, condition};
 use edge_tests::inventory::virsh;
 use edge_tests::wait::{Seen, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -86,10 +86,11 @@ pub async fn no_lease_without_the_router(appliance: &Appliance) -> Result<()> {
         anyhow::Ok(Seen::when(state.trim() == "shut off", state))
     })
     .await?;
-    let ready = |machine: &VirtualMachine| {
-        machine.status.as_ref().is_some_and(|status| edge_api::condition::is_true(&status.conditions, "Ready"))
+    let waits = |machine: &VirtualMachine| {
+        let conditions = machine.status.as_ref().map(|status| &*status.conditions).unwrap_or_default();
+        condition::find(conditions, "Ready").is_some_and(|ready| ready.reason == "WaitingForAddress")
     };
-    appliance.machine("probe", "to be ready", PATIENCE, ready).await?;
+    appliance.machine("probe", "to wait for an address", PATIENCE, waits).await?;
 
     // It asks and asks: so many packets went out, and still it has no address.
     let probe = appliance.instance.libvirt_name("probe");
@@ -101,7 +102,7 @@ pub async fn no_lease_without_the_router(appliance: &Appliance) -> Result<()> {
     let addresses = guest::must(&probe, "ip", &["-4", "addr", "show", "dev", "eth0"]).await?;
     anyhow::ensure!(!addresses.contains("inet "), "the probe has an address without a router:\n{addresses}");
     let machine = appliance.machines().await?.get("probe").await?;
-    anyhow::ensure!(address(&machine).is_none(), "{:?}", machine.status);
+    anyhow::ensure!(waits(&machine) && address(&machine).is_none(), "{:?}", machine.status);
 
     publish(appliance, "router-on", true).await?;
     appliance.edit_site("profile: router-off.tar", "profile: router-on.tar")?;
