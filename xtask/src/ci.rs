@@ -25,7 +25,7 @@ pub fn run() -> Result<()> {
         show(&mut clippy)?;
         // Not among all targets: it is left out of `cargo test --workspace`.
         let mut clippy = workspace::cargo();
-        clippy.args(["clippy", "-p", "edge-tests", "--test", "e2e", "--locked", "--", "-D", "warnings"]);
+        clippy.args(["clippy", "--workspace", "--test", "e2e", "--locked", "--", "-D", "warnings"]);
         show(&mut clippy)
     })?;
     table.part("generated CRDs are current", || {

@@ -10,7 +10,7 @@ use edge_api::Instance;
 
 use crate::agent::Agent;
 use crate::command::{command, quiet, run as show};
-use crate::host::Host;
+use crate::host::{Holder, Host};
 use crate::{services, workspace};
 
 /// Runs the task.
@@ -87,8 +87,11 @@ fn print_what_stays(host: &Host) -> Result<()> {
             println!("  {what}: {} ({:.1} GiB)", path.display(), disk_use(&path) as f64 / f64::from(1 << 30));
         }
     }
-    for name in host.state.holders.keys() {
-        println!("  instance {name}");
+    for (name, holder) in &host.state.holders {
+        match holder {
+            Holder::Instance => println!("  instance {name}"),
+            Holder::Run(process) => println!("  services, for the tests of process {}", process.pid),
+        }
     }
     Ok(())
 }

@@ -47,7 +47,8 @@ pub fn parts(scope: Scope, table: &mut Table) -> Result<()> {
     }
     table.part("end-to-end tests", || {
         let mut tests = ready.cargo();
-        tests.args(["test", "--locked", "-p", "edge-tests", "--test", "e2e", "--", "--nocapture", "--test-threads=1"]);
+        // With the whole workspace, as above: alone, the package would want its dependencies built once more.
+        tests.args(["test", "--workspace", "--locked", "--test", "e2e", "--", "--nocapture", "--test-threads=1"]);
         if scope == Scope::Long {
             tests.arg("--include-ignored");
         }
