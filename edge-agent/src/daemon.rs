@@ -131,6 +131,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let identity = Identity::ensure(&paths)?;
     let board = Board::new(&instance, paths.site_file().display().to_string(), &STEPS);
     let cancel = CancellationToken::new();
+    // The socket answers until the engine has ended: its end by itself is an error.
+    let stop_serving = CancellationToken::new();
     let (wake, events) = mpsc::channel(1);
     let machines = Machines::default();
     let follower = Follower::new(paths.clone(), board.clone())?;
@@ -144,7 +146,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         board: board.clone(),
         journal,
         machines: Arc::clone(&machines),
-        cancel: cancel.clone(),
+        cancel: stop_serving.clone(),
     };
     let server = tokio::spawn(server.run());
     let follow_machines = tokio::spawn(machines::follow(world.clients(), machines, board.clone(), wake));
@@ -177,6 +179,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     }
     follow_machines.abort();
     follow_site.abort();
+    stop_serving.cancel();
     if let Ok(Err(e)) = server.await {
         error!("{}", chain(&e));
     }
