@@ -19,7 +19,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 use crate::errors::Backoff;
 use crate::image::transfer::Locks;
@@ -78,6 +78,8 @@ pub struct Context {
     pub hosts: Hosts,
     /// Caches.
     pub stores: Stores,
+    /// Set once every cache has been filled.
+    pub filled: OnceCell<()>,
     /// What was written last.
     pub written: Written,
     /// Failures by kind and name.
@@ -132,8 +134,15 @@ impl Context {
     /// Waits until every cache is filled: before that, what is missing in one may well exist.
     pub async fn synced(&self) {
         let Stores { appliances, images, machines } = &self.stores;
-        // An error means that a watch ended, with which the process ends.
-        let _all = tokio::join!(appliances.wait_until_ready(), images.wait_until_ready(), machines.wait_until_ready());
+        // A store wakes only who asked last, and the controllers ask as well: whoever waits here looks again by itself.
+        let look = || async {
+            // An error means that a watch ended, with which the process ends.
+            let all = async {
+                tokio::join!(appliances.wait_until_ready(), images.wait_until_ready(), machines.wait_until_ready())
+            };
+            tokio::time::timeout(Duration::from_millis(100), all).await.map(drop)
+        };
+        self.filled.get_or_init(|| async { while look().await.is_err() {} }).await;
     }
 
     /// All machines that can be read.

@@ -64,6 +64,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
         namespace: namespace.clone(),
         hosts,
         stores: Stores { appliances: appliance_store, images: image_store, machines: machine_store },
+        filled: tokio::sync::OnceCell::new(),
         written: crate::status::Written::default(),
         backoff: crate::errors::Backoff::default(),
         locks: image::transfer::Locks::default(),
