@@ -4,6 +4,8 @@ mod support;
 
 use anyhow::{Context as _, Result};
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage, condition};
+use edge_tests::eventually;
+use edge_tests::wait::Seen;
 use serde_json::{Value, json};
 use support::{SHORT, Site};
 use uuid::Uuid;
@@ -47,7 +49,12 @@ async fn what_cannot_be_made() -> Result<()> {
         let status = vm.status.context("status")?;
         assert!(!condition::is_true(&status.conditions, "Ready"));
         assert!(status.domain.is_none(), "no domain for {name}");
-        assert_eq!(site.events(name).await?, [*reason], "one event for {name}");
+        // An event follows its status.
+        let what = format!("an event about {name}");
+        let events = eventually(&what, SHORT, || async {
+            site.events(name).await.map(|events| Seen::when(!events.is_empty(), events))
+        });
+        assert_eq!(events.await?, [*reason], "one event for {name}");
     }
 
     // What is waited for wakes who waits: no resync comes within the deadline.
