@@ -172,7 +172,8 @@ pub struct VirtualMachineStatus {
     /// One word for lists.
     #[serde(default)]
     pub phase: Phase,
-    /// `Ready` (runs as asked; with `guestAgent` the guest has answered), `ConfigCurrent`.
+    /// `Ready` (runs as asked; with `guestAgent` the guest has answered and, where it has interfaces, has an address),
+    /// `ConfigCurrent`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
     /// Name of the libvirt domain.
