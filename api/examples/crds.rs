@@ -2,14 +2,11 @@
 
 use std::{env, fs, path::Path, process::ExitCode};
 
-use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
-use kube::CustomResourceExt as _;
-
 fn main() -> ExitCode {
     let check = env::args().any(|a| a == "--check");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
     let mut drifted = false;
-    for crd in [Appliance::crd(), VirtualMachine::crd(), VirtualMachineImage::crd()] {
+    for crd in edge_api::definitions() {
         let name = crd.metadata.name.clone().unwrap_or_default();
         let path = folder.join(format!("{name}.yaml"));
         let text = match serde_saphyr::to_string(&crd) {

@@ -59,7 +59,9 @@ pub struct VirtualMachineSpec {
     /// disk only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_disk: Option<RootDisk>,
-    /// Further, empty disks; attached in this order after the root disk.
+    /// Further, empty disks; attached in this order after the root disk. One that is taken off the list is detached by
+    /// the next start and kept with its data until the machine is deleted; `status.keptDisks` names it. Back on the
+    /// list under its name and pool, it is attached again as it was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub data_disks: Vec<DataDisk>,
@@ -110,7 +112,9 @@ pub struct RootDisk {
     /// Storage pool of the appliance.
     #[schemars(length(min = 1, max = 63))]
     pub pool: String,
-    /// Size in GiB, not less than the image's; that of the image where absent.
+    /// Size in GiB, not less than the image's; that of the image where absent. A larger one makes the disk larger, also
+    /// while the machine runs (partitions and file systems are the guest's to grow); a smaller one is refused with
+    /// reason `DiskShrink`; without one an existing disk keeps its size.
     #[serde(default, rename = "sizeGiB", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65536))]
     pub size_gib: Option<u64>,
@@ -126,7 +130,8 @@ pub struct DataDisk {
     /// Storage pool of the appliance.
     #[schemars(length(min = 1, max = 63))]
     pub pool: String,
-    /// Size in GiB.
+    /// Size in GiB. A larger one makes the disk larger, also while the machine runs (its file system is the guest's to
+    /// grow); a smaller one is refused with reason `DiskShrink`.
     #[serde(rename = "sizeGiB")]
     #[schemars(range(min = 1, max = 65536))]
     pub size_gib: u64,
@@ -191,6 +196,9 @@ pub struct VirtualMachineStatus {
     /// Addresses the guest has, in the order of the interfaces; loopback and link-local ones are left out.
     #[serde(default)]
     pub addresses: Vec<GuestAddress>,
+    /// Disks that the specification no longer names. They are kept with their data until the machine is deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_disks: Vec<KeptDisk>,
 }
 
 /// One word for lists.
@@ -209,6 +217,20 @@ pub enum Phase {
     Failed,
     /// Being removed.
     Deleting,
+}
+
+/// A disk that the specification no longer names.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptDisk {
+    /// Name of the data disk; `root` for the root disk.
+    pub name: String,
+    /// libvirt's name of the storage pool it lies in.
+    pub pool: String,
+    /// Name of its volume there.
+    pub volume: String,
+    /// Whether the guest that runs now still has it; the next start detaches it.
+    pub attached: bool,
 }
 
 /// An address that a guest has.
