@@ -68,7 +68,7 @@ pub struct LibvirtClusterStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// What the clusters of a ClusterClass start from.
+/// What the clusters of a `ClusterClass` start from.
 #[derive(Clone, CustomResource, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "infrastructure.cluster.x-k8s.io",
