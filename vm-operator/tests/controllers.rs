@@ -3,6 +3,7 @@
 mod support;
 
 use anyhow::{Context as _, Result};
+use edge_api::virtual_machine::{KeptDisk, Phase};
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage, condition};
 use edge_tests::eventually;
 use edge_tests::wait::Seen;
@@ -89,6 +90,58 @@ async fn what_cannot_be_made() -> Result<()> {
     site.gone::<VirtualMachineImage>("nothing").await?;
     site.delete::<Appliance>("local").await?;
     site.gone::<Appliance>("local").await?;
+    Ok(())
+}
+
+/// Disks never shrink, and one that is no longer named is kept until its machine goes.
+#[tokio::test]
+async fn disks_are_safe_from_edits() -> Result<()> {
+    let site = Site::start(8, URI).await?;
+    site.appliance().await?;
+    let disks = |gib: u64| json!([{ "name": "logs", "pool": "default", "sizeGiB": gib }]);
+    let spec = spec(json!({ "dataDisks": disks(2) }));
+    let volume = format!("pcg-{}-data-logs", spec["id"].as_str().context("id")?);
+    site.create::<VirtualMachine>("one", spec).await?;
+    site.ready_vm("one").await?;
+    // The test driver's hypervisor is one per process: the operator's.
+    let libvirt = virt::connect::Connect::open(Some(URI))?;
+    let pool = libvirt.lookup_storage_pool_by_name("optest8-default")?;
+    let capacity = || anyhow::Ok(pool.lookup_storage_vol_by_name(&volume)?.info()?.capacity >> 30);
+    let run = libvirt.lookup_domain_by_name("optest8-one")?.id();
+
+    site.edit::<VirtualMachine>("one", json!({ "dataDisks": disks(1) })).await?;
+    site.wait_reason("one", "DiskShrink", SHORT).await?;
+    assert_eq!((capacity()?, libvirt.lookup_domain_by_name("optest8-one")?.id()), (2, run), "neither is touched");
+    // The test driver cannot grow a disk; that it was asked to is what it refuses.
+    site.edit::<VirtualMachine>("one", json!({ "dataDisks": disks(3) })).await?;
+    let refused = site.wait_reason("one", "LibvirtError", SHORT).await?;
+    let conditions = refused.status.context("status")?.conditions;
+    let message = &condition::find(&conditions, "Ready").context("Ready")?.message;
+    assert!(message.contains(&format!("grow volume {volume} of running domain")), "{message}");
+
+    // No longer named, then off and on, then named again.
+    let kept = |attached: bool| {
+        let pool = "optest8-default".to_owned();
+        vec![KeptDisk { name: "logs".to_owned(), pool, volume: volume.clone(), attached }]
+    };
+    site.edit::<VirtualMachine>("one", json!({ "dataDisks": [] })).await?;
+    site.wait_vm("one", "attached until the next start", SHORT, |s| s.kept_disks == kept(true)).await?;
+    site.edit::<VirtualMachine>("one", json!({ "powerState": "Stopped" })).await?;
+    site.wait_reason("one", "Stopped", SHORT).await?;
+    site.edit::<VirtualMachine>("one", json!({ "powerState": "Running" })).await?;
+    site.wait_vm("one", "detached", SHORT, |s| s.kept_disks == kept(false)).await?;
+    site.ready_vm("one").await?;
+    let has_it = || anyhow::Ok(libvirt.lookup_domain_by_name("optest8-one")?.xml_desc(0)?.contains(&volume));
+    assert!(!has_it()? && capacity()? == 2, "detached, and kept");
+    site.edit::<VirtualMachine>("one", json!({ "dataDisks": disks(2), "powerState": "Stopped" })).await?;
+    site.wait_vm("one", "named again", SHORT, |s| s.kept_disks.is_empty() && s.phase == Phase::Stopped).await?;
+    assert!(has_it()?);
+    site.edit::<VirtualMachine>("one", json!({ "dataDisks": [] })).await?;
+    site.wait_vm("one", "kept", SHORT, |s| s.kept_disks == kept(false)).await?;
+
+    site.delete::<VirtualMachine>("one").await?;
+    site.gone::<VirtualMachine>("one").await?;
+    assert!(pool.list_volumes()?.iter().all(|name| *name != volume), "gone with its machine");
     Ok(())
 }
 

@@ -73,8 +73,31 @@ async fn life_of_a_machine() -> Result<()> {
     site.kill_operator().await;
     site.start_operator(TIMES)?;
 
-    // Wait: the guest keeps running on what it has.
+    // Disks grow under the running guest, which is not restarted.
+    let pool = libvirt.lookup_storage_pool_by_name("optest1-default")?;
+    let sizes = || -> Result<Vec<u64>> {
+        let of =
+            |role| anyhow::Ok(pool.lookup_storage_vol_by_name(&format!("pcg-{id}-{role}"))?.info()?.capacity >> 30);
+        Ok(vec![of("root")?, of("data-logs")?])
+    };
+    let larger = |root: u64, logs: u64| {
+        json!({ "rootDisk": { "pool": "default", "sizeGiB": root },
+                "dataDisks": [{ "name": "logs", "pool": "default", "sizeGiB": logs }] })
+    };
     let run = domain.id();
+    site.edit::<VirtualMachine>("one", larger(2, 3)).await?;
+    site.see("both disks grown", |_| Ok(sizes()? == [2, 3])).await?;
+    let grown = |path: String| Ok::<_, anyhow::Error>(domain.block_info(&path, 0)?.capacity >> 30);
+    let own_path = |role: &str| site.dir.join(format!("pool/pcg-{id}-{role}")).display().to_string();
+    assert_eq!((grown(own_path("root"))?, grown(own_path("data-logs"))?), (2, 3), "QEMU has the new sizes");
+    assert_eq!(libvirt.lookup_domain_by_uuid(id)?.id(), run, "not restarted");
+    site.edit::<VirtualMachine>("one", larger(2, 2)).await?;
+    site.wait_reason("one", "DiskShrink", SHORT).await?;
+    assert_eq!(sizes()?, [2, 3]);
+    site.edit::<VirtualMachine>("one", larger(2, 3)).await?;
+    site.ready_vm("one").await?;
+
+    // Wait: the guest keeps running on what it has.
     site.secret("config", &files(&[("config.xml", "<router changed='1'/>\n")])).await?;
     let waiting = site
         .wait_vm("one", "ConfigCurrent=False", SHORT, |s| {
@@ -102,13 +125,20 @@ async fn life_of_a_machine() -> Result<()> {
     site.wait_reason("one", "Stopped", LONG).await?;
     let domain = libvirt.lookup_domain_by_uuid(id)?;
     assert!(!domain.is_active()? && !domain.autostart()?);
-    // Memory is changed while it is off and holds at once.
-    site.edit::<VirtualMachine>("one", json!({ "powerState": "Running", "memoryMiB": 300 })).await?;
-    site.ready_vm("one").await?;
+    // Disks grow while it is off, by libvirt itself.
+    site.edit::<VirtualMachine>("one", larger(3, 4)).await?;
+    site.see("both disks grown", |_| Ok(sizes()? == [3, 4])).await?;
+    // Memory is changed while it is off and holds at once; a disk that is no longer named is detached and kept.
+    let more = json!({ "powerState": "Running", "memoryMiB": 300, "dataDisks": [] });
+    site.edit::<VirtualMachine>("one", more).await?;
+    let vm = site.ready_vm("one").await?;
+    assert!(!libvirt.lookup_domain_by_uuid(id)?.xml_desc(0)?.contains("data-logs"));
+    let kept = vm.status.context("status")?.kept_disks;
+    assert_eq!((kept.len(), kept[0].name.as_str(), kept[0].attached), (1, "logs", false));
+    assert_eq!(sizes()?, [3, 4]);
     assert_eq!(libvirt.lookup_domain_by_uuid(id)?.max_memory()?, 300 * 1024);
 
     // Removal takes what is the machine's and nothing else.
-    let pool = libvirt.lookup_storage_pool_by_name("optest1-default")?;
     let foreign = "<volume><name>holiday.jpg</name><capacity>512</capacity></volume>";
     virt::storage_vol::StorageVol::create_xml(&pool, foreign, 0)?;
     site.delete::<VirtualMachine>("one").await?;

@@ -218,6 +218,12 @@ impl Hypervisor for Libvirt {
         call(StorageVol::create_xml(&found, xml, 0), || format!("make a volume in pool {pool}")).map(drop)
     }
 
+    fn grow_volume(&self, pool: &str, name: &str, size: u64) -> Result<(), Error> {
+        // Without its flag for that, the call refuses to make anything smaller.
+        let volume = self.find_volume(pool, name)?;
+        call(volume.resize(size, 0), || format!("grow volume {name} of pool {pool} to {} GiB", size >> 30))
+    }
+
     fn delete_volume(&self, pool: &str, name: &str) -> Result<(), Error> {
         let Some(volume) = optional(self.find_volume(pool, name))? else { return Ok(()) };
         match call(volume.delete(0), || format!("delete volume {name} of pool {pool}")) {
@@ -307,6 +313,14 @@ impl Hypervisor for Libvirt {
             return Ok(());
         }
         call(domain.destroy(), || format!("destroy domain {uuid}"))
+    }
+
+    fn grow_disk(&self, uuid: Uuid, pool: &str, name: &str, size: u64) -> Result<(), Error> {
+        // QEMU would make it smaller as well: nobody else may have made it larger meanwhile.
+        let Some(volume) = self.volume(pool, name)?.filter(|volume| volume.capacity < size) else { return Ok(()) };
+        call(self.find_domain(uuid)?.block_resize(&volume.path, size, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES), || {
+            format!("grow volume {name} of running domain {uuid} to {} GiB", size >> 30)
+        })
     }
 
     fn undefine_domain(&self, uuid: Uuid) -> Result<(), Error> {

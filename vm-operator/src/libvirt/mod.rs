@@ -249,6 +249,8 @@ pub trait Hypervisor: Send + Sync {
     fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>, Error>;
     /// Makes a volume.
     fn create_volume(&self, pool: &str, xml: &str) -> Result<(), Error>;
+    /// Makes a volume larger that no running domain has open. Never smaller.
+    fn grow_volume(&self, pool: &str, name: &str, size: u64) -> Result<(), Error>;
     /// Deletes a volume and its data.
     fn delete_volume(&self, pool: &str, name: &str) -> Result<(), Error>;
     /// Fills a volume with exactly `length` bytes.
@@ -272,6 +274,8 @@ pub trait Hypervisor: Send + Sync {
     fn shutdown_domain(&self, uuid: Uuid) -> Result<(), Error>;
     /// Cuts the power.
     fn destroy_domain(&self, uuid: Uuid) -> Result<(), Error>;
+    /// Makes a volume larger that is a disk of a running domain, whose guest is told. Never smaller.
+    fn grow_disk(&self, uuid: Uuid, pool: &str, name: &str, size: u64) -> Result<(), Error>;
     /// Removes the definition of a domain with its NVRAM and saved state.
     fn undefine_domain(&self, uuid: Uuid) -> Result<(), Error>;
     /// Addresses of a guest.

@@ -53,6 +53,12 @@ pub async fn apply(
             Action::CreateVolume { pool, name, volume } => {
                 host.call(move |libvirt| libvirt.create_volume(&pool, &volume.xml(&name))).await?;
             }
+            Action::Grow { pool, name, size, open: false } => {
+                host.call(move |libvirt| libvirt.grow_volume(&pool, &name, size)).await?;
+            }
+            Action::Grow { pool, name, size, open: true } => {
+                host.call(move |libvirt| libvirt.grow_disk(id, &pool, &name, size)).await?;
+            }
             Action::DeleteVolume { pool, name } => {
                 host.call(move |libvirt| libvirt.delete_volume(&pool, &name)).await?;
             }

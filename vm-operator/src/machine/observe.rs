@@ -26,6 +26,8 @@ pub struct Observed {
     pub name_taken: Option<Uuid>,
     /// Its volumes by role: `root`, `data-…`, `seed`, `config`.
     pub volumes: BTreeMap<String, Found>,
+    /// Volumes of disks that were made and that the specification no longer names, by role.
+    pub kept: BTreeMap<String, Found>,
     /// Paths of image volumes by name.
     pub image: BTreeMap<String, String>,
 }
@@ -46,14 +48,27 @@ impl Observed {
                 volumes.insert(role.to_owned(), found);
             }
         }
+        let wanted: BTreeSet<&str> = machine.definition.disks.iter().map(|d| d.role.as_str()).collect();
+        let mut kept = BTreeMap::new();
+        for role in domain.iter().flat_map(made).filter(|role| !wanted.contains(role)) {
+            if let Some(found) = find(libvirt, machine, role, &machine.config_pool, false, &mut refreshed)? {
+                kept.insert(role.to_owned(), found);
+            }
+        }
         let mut image = BTreeMap::new();
         for name in machine.image.iter().flat_map(ImageVolumes::names) {
             if let Some(volume) = libvirt.volume(&machine.image_pool, name)? {
                 image.insert(name.to_owned(), volume.path);
             }
         }
-        Ok(Self { domain, name_taken, volumes, image })
+        Ok(Self { domain, name_taken, volumes, kept, image })
     }
+}
+
+/// Roles of the disks that a domain's mark says were made.
+pub fn made(domain: &DomainFacts) -> impl Iterator<Item = &str> {
+    let descriptions = std::iter::once(&domain.config).chain(&domain.live);
+    descriptions.filter_map(|d| d.marks.as_ref()).flat_map(|marks| marks.disks.split_whitespace())
 }
 
 fn find(

@@ -1,18 +1,19 @@
 //! What to do about a machine: pure.
 //!
 //! ```text
-//!  disks missing ──► make them, record them ──► (re)write seed and config ──► define ──► autostart ──► start
+//!  disks missing ──► make them, record them ──► grow ──► (re)write seed and config ──► define ──► autostart ──► start
 //!  running, differs, Restart ──► shut down ──► … 60 s … ──► cut the power ──► (off: as above)
 //! ```
-//! A disk that was recorded and is missing is lost, and nothing blank takes its place (law 2). A running guest is
-//! touched only when its specification asks for it (law 3).
+//! A disk that was recorded and is missing is lost, and nothing blank takes its place (law 2). Disks only grow, and one
+//! that the specification no longer names is detached by the next start and kept. A running guest is touched only when
+//! its specification asks for it (law 3).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use edge_api::virtual_machine::{OnConfigChange, PowerState};
 
-use super::observe::Observed;
+use super::observe::{Found, Observed};
 use super::validate::{Disk, ValidatedMachine};
 use crate::identity;
 use crate::libvirt::capabilities::Accelerator;
@@ -31,6 +32,17 @@ pub enum Action {
         name: String,
         /// What it is.
         volume: NewVolume,
+    },
+    /// Make a disk larger.
+    Grow {
+        /// libvirt name of the pool.
+        pool: String,
+        /// Volume name.
+        name: String,
+        /// Bytes that the guest shall see.
+        size: u64,
+        /// Whether the running domain has it open: then nobody else may write it.
+        open: bool,
     },
     /// Note in the object which disks were made.
     RecordDisks(BTreeSet<String>),
@@ -113,8 +125,13 @@ pub fn plan(
     let made = plan_disks(&mut plan, wanted, observed, recorded)?;
     let should_run = wanted.power == PowerState::Running;
     match &observed.domain {
-        Some(domain) if domain.state.is_active() => plan_active(&mut plan, wanted, domain, &made, config, clock),
+        Some(domain) if domain.state.is_active() => {
+            plan_active(&mut plan, wanted, domain, &made, config, clock);
+            // Last: a disk that cannot grow holds nothing else up.
+            plan_growth(&mut plan, wanted, observed);
+        }
         _ => {
+            plan_growth(&mut plan, wanted, observed);
             plan_off(&mut plan, wanted, observed, &made, config);
             if should_run {
                 if clock.start_wait.is_zero() {
@@ -162,12 +179,7 @@ fn plan_disks(
     recorded: &BTreeSet<String>,
 ) -> Result<BTreeSet<String>, Blocked> {
     let mut made = recorded.clone();
-    if let Some(domain) = &observed.domain {
-        for marks in [&domain.config, domain.live.as_ref().unwrap_or(&domain.config)] {
-            let noted = marks.marks.iter().flat_map(|m| m.disks.split_whitespace());
-            made.extend(noted.map(ToOwned::to_owned));
-        }
-    }
+    made.extend(observed.domain.iter().flat_map(super::observe::made).map(ToOwned::to_owned));
     let before = recorded.clone();
     for disk in &wanted.definition.disks {
         match observed.volumes.get(&disk.role) {
@@ -196,18 +208,24 @@ fn plan_disks(
     Ok(made)
 }
 
-fn check_disk(
-    wanted: &ValidatedMachine,
-    observed: &Observed,
-    disk: &Disk,
-    found: &super::observe::Found,
-) -> Result<(), Blocked> {
+fn check_disk(wanted: &ValidatedMachine, observed: &Observed, disk: &Disk, found: &Found) -> Result<(), Blocked> {
     if found.pool != disk.pool {
         return Err(Blocked {
             reason: "DiskElsewhere",
             message: format!(
                 "volume {} lies in pool {}, not in {}; disks do not move between pools",
                 found.volume.name, found.pool, disk.pool
+            ),
+        });
+    }
+    if disk.sized && found.volume.capacity > disk.size {
+        return Err(Blocked {
+            reason: "DiskShrink",
+            message: format!(
+                "volume {} has {} GiB, and {} are asked for; disks only grow",
+                found.volume.name,
+                found.volume.capacity.div_ceil(1 << 30),
+                disk.size >> 30
             ),
         });
     }
@@ -222,6 +240,19 @@ fn check_disk(
             ),
         }),
         _ => Ok(()),
+    }
+}
+
+fn plan_growth(plan: &mut Plan, wanted: &ValidatedMachine, observed: &Observed) {
+    let domain = observed.domain.as_ref();
+    for disk in wanted.definition.disks.iter().filter(|disk| disk.sized) {
+        let Some(Found { pool, volume }) = observed.volumes.get(&disk.role) else { continue };
+        let open = domain.and_then(|d| d.live.as_ref()).is_some_and(|live| live.files.contains(&volume.path));
+        // On its way down: it grows when it is off.
+        let leaving = open && domain.is_some_and(|d| d.state == DomainState::ShuttingDown);
+        if volume.capacity < disk.size && !leaving {
+            plan.actions.push(Action::Grow { pool: pool.clone(), name: volume.name.clone(), size: disk.size, open });
+        }
     }
 }
 

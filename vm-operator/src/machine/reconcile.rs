@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::apply::{self, apply};
 use super::configdisk::{self, ConfigImage};
-use super::observe::Observed;
+use super::observe::{Found, Observed};
 use super::plan::{self, Clock};
 use super::status::{self, Answer, Findings};
 use super::validate::{self, ImageVolumes, Site, ValidatedMachine};
@@ -128,6 +128,7 @@ async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, 
                 accelerator,
                 config_digest,
                 &Answer::Silent(String::new()),
+                &look.kept,
             );
             findings.phase = if blocked.reason == "ImageNotReady" { Phase::Pending } else { Phase::Failed };
             findings.ready = Verdict::no(blocked.reason, blocked.message);
@@ -135,7 +136,7 @@ async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, 
         }
     };
     if plan.actions.is_empty() {
-        return Ok(settle(context, &referenced, look.domain, plan.again).await);
+        return Ok(settle(context, &referenced, look.domain, &look.kept, plan.again).await);
     }
     if look.domain.is_none() {
         let preparing = Verdict::no("Preparing", "disks and domain are being made");
@@ -144,7 +145,7 @@ async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, 
     apply(context, object, host, &machine, accelerator, plan.actions).await?;
     let id = machine.id;
     let domain = host.call(move |libvirt| libvirt.domain(id)).await?;
-    Ok(settle(context, &referenced, domain, plan.again).await)
+    Ok(settle(context, &referenced, domain, &look.kept, plan.again).await)
 }
 
 fn clock(context: &Context, id: Uuid) -> Clock {
@@ -162,11 +163,12 @@ async fn settle(
     context: &Context,
     referenced: &Referenced,
     domain: Option<DomainFacts>,
+    kept: &BTreeMap<String, Found>,
     again: Option<Duration>,
 ) -> (Findings, Duration) {
     let Referenced { host, accelerator, machine, config_digest } = referenced;
     let answer = ask(host, machine, domain.as_ref()).await;
-    let mut findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer);
+    let mut findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer, kept);
     let restarting = context.memories.with(machine.id, |memory| memory.shutdown_since.is_some()) && again.is_some();
     if restarting && machine.power == PowerState::Running && domain.as_ref().is_some_and(|d| d.state.is_active()) {
         let seconds = context.times.shutdown.as_secs();

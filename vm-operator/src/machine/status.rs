@@ -1,7 +1,10 @@
 //! What a machine's status says.
 
-use edge_api::virtual_machine::{GuestAddress, Phase, PowerState, VirtualMachineStatus};
+use std::collections::BTreeMap;
 
+use edge_api::virtual_machine::{GuestAddress, KeptDisk, Phase, PowerState, VirtualMachineStatus};
+
+use super::observe::Found;
 use super::plan::{self, Due};
 use super::validate::ValidatedMachine;
 use crate::libvirt::capabilities::Accelerator;
@@ -34,6 +37,8 @@ pub struct Seen {
     pub console_log: String,
     /// Addresses; `None` where nobody could tell, so that the known ones stay.
     pub addresses: Option<Vec<GuestAddress>>,
+    /// Disks that the specification no longer names.
+    pub kept_disks: Vec<KeptDisk>,
 }
 
 impl Findings {
@@ -63,6 +68,7 @@ pub fn judge(
     accelerator: &Accelerator,
     config: &str,
     answer: &Answer,
+    kept: &BTreeMap<String, Found>,
 ) -> Findings {
     let live = domain.and_then(|d| d.live.as_ref());
     let started_with = live.and_then(|l| l.marks.as_ref()).and_then(|m| m.config.clone());
@@ -76,6 +82,7 @@ pub fn judge(
             Answer::Silent(_) => None,
             Answer::NotAsked | Answer::NoAgent => Some(Vec::new()),
         },
+        kept_disks: kept.iter().map(|(role, found)| kept_disk(role, found, domain)).collect(),
     });
     let state = domain.map_or(DomainState::Off, |d| d.state);
     let (phase, ready) = match (wanted.power, state) {
@@ -114,6 +121,16 @@ pub fn judge(
     Findings { phase, ready, config, seen }
 }
 
+fn kept_disk(role: &str, found: &Found, domain: &DomainFacts) -> KeptDisk {
+    let Found { pool, volume } = found;
+    KeptDisk {
+        name: role.strip_prefix("data-").unwrap_or(role).to_owned(),
+        pool: pool.clone(),
+        volume: volume.name.clone(),
+        attached: domain.live.as_ref().is_some_and(|live| live.files.contains(&volume.path)),
+    }
+}
+
 fn judge_running(wanted: &ValidatedMachine, answer: &Answer) -> Verdict {
     if !wanted.definition.guest_agent {
         return Verdict::yes("Running", "runs as asked");
@@ -139,7 +156,8 @@ pub fn status(old: &VirtualMachineStatus, generation: Option<i64>, findings: &Fi
     if let Some(config) = config {
         set(&mut new.conditions, "ConfigCurrent", config, generation);
     }
-    if let Some(Seen { domain, accelerator, config_digest, console_log, addresses }) = seen {
+    if let Some(Seen { domain, accelerator, config_digest, console_log, addresses, kept_disks }) = seen {
+        new.kept_disks.clone_from(kept_disks);
         new.domain = Some(domain.clone());
         new.accelerator = Some(accelerator.clone());
         new.config_digest.clone_from(config_digest);

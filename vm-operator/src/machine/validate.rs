@@ -91,9 +91,12 @@ pub struct Disk {
     pub serial: String,
     /// libvirt name of the pool.
     pub pool: String,
-    /// Bytes when it is made. It is no part of the definition: an existing disk keeps its size.
+    /// Bytes when it is made. It is no part of the definition: a disk grows without a restart.
     #[serde(skip)]
     pub size: u64,
+    /// Whether the specification says that size: an existing disk follows it. Without, it keeps the one it has.
+    #[serde(skip)]
+    pub sized: bool,
     /// Volume of the image that it is an overlay over.
     pub base: Option<String>,
 }
@@ -358,13 +361,15 @@ fn root_disk_of(root: &RootDisk, appliance: &ValidatedAppliance, image: &ImageVo
     // Without an image disk and without a size there is nothing to go by: the smallest that is of any use.
     let size = if size == 0 { 1 << 30 } else { size };
     let base = image.disk.as_ref().map(|(name, _)| name.clone());
-    Ok(Disk { role: "root".to_owned(), serial: "root".to_owned(), pool, size, base })
+    let sized = size_gib.is_some();
+    Ok(Disk { role: "root".to_owned(), serial: "root".to_owned(), pool, size, sized, base })
 }
 
 fn data_disk_of(disk: &DataDisk, appliance: &ValidatedAppliance) -> Result<Disk, Invalid> {
     let DataDisk { name, pool, size_gib } = disk;
     let pool = find_pool(appliance, || format!("data disk {name}"), pool)?;
-    Ok(Disk { role: format!("data-{name}"), serial: name.clone(), pool, size: size_gib << 30, base: None })
+    let (role, serial, size) = (format!("data-{name}"), name.clone(), size_gib << 30);
+    Ok(Disk { role, serial, pool, size, sized: true, base: None })
 }
 
 fn interfaces_of(id: Uuid, interfaces: &[Interface], appliance: &ValidatedAppliance) -> Result<Vec<Nic>, Invalid> {
@@ -445,6 +450,8 @@ pub(crate) mod tests {
         let plain = digest(|_| ());
         assert_eq!(plain, digest(|s| s.power_state = PowerState::Stopped));
         assert_eq!(plain, digest(|s| s.on_config_change = OnConfigChange::Restart));
+        assert_eq!(plain, digest(|s| s.root_disk.as_mut().unwrap().size_gib = None));
+        assert_eq!(plain, digest(|s| s.data_disks[0].size_gib = 9));
         assert_ne!(plain, digest(|s| s.vcpus = 2));
         assert_ne!(plain, digest(|s| s.interfaces.truncate(1)));
         assert_eq!(plain.len(), 64);

@@ -38,11 +38,16 @@ fn settled(wanted: &ValidatedMachine, state: DomainState) -> Observed {
         };
         observed.volumes.insert(disk.role.clone(), Found { pool: disk.pool.clone(), volume });
     }
+    let files = observed.volumes.values().map(|found| found.volume.path.clone()).collect();
     for name in ["pcg-img-d", "pcg-img-k"] {
         observed.image.insert(name.into(), format!("/pool/{name}"));
     }
-    let description =
-        Description { marks: Some(marks(wanted, Some(CONFIG))), name: wanted.domain.clone(), ..Description::default() };
+    let description = Description {
+        marks: Some(marks(wanted, Some(CONFIG))),
+        name: wanted.domain.clone(),
+        files,
+        ..Description::default()
+    };
     observed.domain = Some(DomainFacts {
         uuid: wanted.id,
         name: wanted.domain.clone(),
@@ -122,6 +127,53 @@ fn a_disk_is_never_moved_or_put_over_another_image() {
     let mut observed = settled(&machine, DomainState::Off);
     observed.volumes.get_mut("root").unwrap().volume.backing = Some("/pool/pcg-img-old".into());
     assert_eq!(plan(&machine, &observed, &recorded(), CONFIG, &clock()).unwrap_err().reason, "ImageChanged");
+}
+
+#[test]
+fn disks_grow_where_they_are_open_and_never_shrink() {
+    const GIB: u64 = 1 << 30;
+    let before = wanted(|_| ());
+    let larger = wanted(|s| s.data_disks[0].size_gib = 3);
+    let grow = |open| Action::Grow {
+        pool: "optest-default".into(),
+        name: identity::volume(before.id, "data-a"),
+        size: 3 * GIB,
+        open,
+    };
+    // No restart: the size is no part of the definition.
+    assert_eq!(actions(&larger, &settled(&before, DomainState::Running)), [grow(true)]);
+    assert_eq!(actions(&larger, &settled(&before, DomainState::Off)), [grow(false), Action::Start]);
+    assert_eq!(actions(&larger, &settled(&before, DomainState::ShuttingDown)), []);
+    // Made while the guest runs, and not attached before its next start.
+    let mut observed = settled(&before, DomainState::Running);
+    observed.domain.as_mut().unwrap().live.as_mut().unwrap().files.retain(|path| !path.ends_with("data-a"));
+    assert_eq!(actions(&larger, &observed), [grow(false)]);
+
+    let smaller = wanted(|s| s.root_disk.as_mut().unwrap().size_gib = Some(1));
+    for state in [DomainState::Running, DomainState::Off] {
+        let blocked = plan(&smaller, &settled(&before, state), &recorded(), CONFIG, &clock()).unwrap_err();
+        assert_eq!(blocked.reason, "DiskShrink");
+        assert!(blocked.message.contains("has 2 GiB, and 1 are asked for"), "{}", blocked.message);
+    }
+    let unsaid = wanted(|s| s.root_disk.as_mut().unwrap().size_gib = None);
+    assert_eq!(actions(&unsaid, &settled(&before, DomainState::Running)), []);
+}
+
+#[test]
+fn a_disk_that_is_no_longer_named_is_detached_by_the_next_start_and_kept() {
+    let before = wanted(|_| ());
+    let after = wanted(|s| s.data_disks.clear());
+    let mut observed = settled(&before, DomainState::Running);
+    let removed = observed.volumes.remove("data-a").unwrap();
+    observed.kept.insert("data-a".into(), removed);
+    // Both disks stay noted, so that it is never made blank when it is named again.
+    let define = Action::Define { config: Some(CONFIG.into()), disks: recorded() };
+    assert_eq!(actions(&after, &observed), std::slice::from_ref(&define));
+    assert_eq!(due(&after, observed.domain.as_ref().unwrap(), CONFIG), Due::Definition);
+    let defined = domain(&after, &observed, &Accelerator::Tcg, None, &recorded()).unwrap();
+    assert_eq!(defined.disks.iter().map(|d| d.serial.as_str()).collect::<Vec<_>>(), ["root"]);
+    observed.domain = settled(&before, DomainState::Off).domain;
+    assert_eq!(actions(&after, &observed), [define, Action::Start]);
 }
 
 #[test]
@@ -236,6 +288,7 @@ proptest! {
         persistent in any::<bool>(),
         new_config in any::<bool>(),
         new_definition in any::<bool>(),
+        capacity in 1_u64..4,
         restart in any::<bool>(),
         stopped in any::<bool>(),
         since in prop::option::of(0_u64..200),
@@ -252,6 +305,9 @@ proptest! {
         if let Some(domain) = &mut observed.domain {
             domain.persistent = persistent;
         }
+        if let Some(found) = observed.volumes.get_mut("root") {
+            found.volume.capacity = capacity << 30;
+        }
         if !has_domain {
             observed.domain = None;
         }
@@ -261,8 +317,10 @@ proptest! {
         let planned = plan(&machine, &observed, &noted, config, &clock);
         // The domain's mark notes both disks.
         let known = |role: &str| has_domain || noted.contains(role);
-        if missing.iter().any(|role| known(role)) {
-            prop_assert_eq!(planned.unwrap_err().reason, "DiskLost");
+        let shrinks = !missing.contains(&"root") && capacity > 2;
+        if shrinks || missing.iter().any(|role| known(role)) {
+            let reason = planned.unwrap_err().reason;
+            prop_assert!(reason == if shrinks { "DiskShrink" } else { "DiskLost" }, "{reason}");
             return Ok(());
         }
         let runs = has_domain && state.is_active();
@@ -275,6 +333,8 @@ proptest! {
                 Action::Shutdown | Action::Destroy => prop_assert!(runs && asked),
                 Action::WriteConfig { .. } | Action::DeleteVolume { .. } => prop_assert!(!runs),
                 Action::Start => prop_assert!(!runs && !stopped),
+                // Ever larger, and never behind QEMU's back.
+                Action::Grow { size, open, .. } => prop_assert!(size > capacity << 30 && open == runs),
                 Action::RecordDisks(_) | Action::Define { .. } | Action::Autostart(_) => {}
             }
         }
