@@ -151,7 +151,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let server = tokio::spawn(server.run());
     let follow_machines = tokio::spawn(machines::follow(world.clients(), machines, board.clone(), wake));
     let follow_site = tokio::spawn(follower.run());
-    let engine = Engine::new(steps::all(&world), board, paths.steps(), site, events, cancel.clone());
+    let engine =
+        Engine::new(steps::all(&world), board, paths.steps(), steps::basis(&world), site, events, cancel.clone());
 
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
@@ -193,7 +194,9 @@ pub async fn run(options: Options) -> Result<(), Error> {
 fn log_to(journal: &Journal) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off,kube_runtime=off,edge_agent=info"));
-    let terminal = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false).with_filter(filter);
+    // Where standard error is gone, a complaint about that would end the daemon.
+    let terminal = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    let terminal = terminal.log_internal_errors(false).with_filter(filter);
     let _ = tracing_subscriber::registry().with(journal.clone()).with(terminal).try_init();
 }
 

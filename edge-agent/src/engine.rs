@@ -11,9 +11,10 @@
 //!           Failed   back-off 2 s … 60 s ──────────────────────────┘
 //! ```
 //!
-//! What is durable is only which step was ready, and when (`state/steps.json`). A step finds out by itself what is
-//! there: so a kill at any instant is followed by the same pass as any other start. A step that was ready and still is
-//! keeps its times, and writes nothing. An edit of the site file interrupts a step that says that it may be.
+//! What is durable is only which step was ready, when, and for what ([`Basis`], `state/steps.json`). A step finds out by
+//! itself what is there: so a kill at any instant is followed by the same pass as any other start. A step that was ready
+//! and still is keeps its times, and writes nothing; one that mends what was lost keeps them too, and the log tells how
+//! long that took. An edit of the site file interrupts a step that says that it may be.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -115,11 +116,15 @@ pub trait Step {
     fn ensure<'a>(&'a self, run: &'a Run) -> LocalBoxFuture<'a, Result<Verdict, Failure>>;
 }
 
+/// Digest of what the steps carry out. The times of a step are those of the run that installed it for one basis.
+pub type Basis = Box<dyn Fn(&SiteConfig) -> String>;
+
 /// One run of a step: its inputs, and how it reports.
 pub struct Run {
     /// The site, as it was when the pass began.
     pub site: Arc<SiteConfig>,
     name: &'static str,
+    basis: Rc<str>,
     board: Board,
     begun: Timestamp,
     changes: Cell<bool>,
@@ -131,7 +136,7 @@ impl Run {
     pub fn working(&self, message: impl AsRef<str>) {
         let message = redact::line(message.as_ref(), 400);
         if !self.changes.replace(true) {
-            self.record.borrow_mut().forget(self.name);
+            self.record.borrow_mut().outdate(self.name, &self.basis);
         }
         self.show(StepState::Running, &message);
     }
@@ -139,14 +144,6 @@ impl Run {
     /// Whether anything has been changed in this run.
     pub fn is_working(&self) -> bool {
         self.changes.get()
-    }
-
-    /// Says what is waited for, from within a step.
-    pub fn waiting(&self, message: impl AsRef<str>) {
-        let message = redact::line(message.as_ref(), 400);
-        if self.show(StepState::Waiting, &message) {
-            info!(step = self.name, "waits: {message}");
-        }
     }
 
     /// Tells how far it is, in percent.
@@ -160,17 +157,14 @@ impl Run {
         self.board.edit_step(self.name, |step| step.progress = None);
     }
 
-    fn show(&self, state: StepState, message: &str) -> bool {
-        let mut differs = false;
+    fn show(&self, state: StepState, message: &str) {
         self.board.edit_step(self.name, |step| {
-            differs = step.message != message || step.state != state;
             step.state = state;
             message.clone_into(&mut step.message);
             step.started = Some(self.begun);
             step.finished = None;
             step.hint = None;
         });
-        differs
     }
 }
 
@@ -187,12 +181,15 @@ struct Content {
     ready: BTreeMap<String, Times>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+/// The run that installed a step, and for which basis.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Times {
     started: Timestamp,
     finished: Timestamp,
     attempts: u32,
+    #[serde(default)]
+    basis: String,
 }
 
 impl Record {
@@ -205,14 +202,17 @@ impl Record {
         Self { path, content: content.unwrap_or_default() }
     }
 
-    fn forget(&mut self, step: &str) {
-        if self.content.ready.remove(step).is_some() {
+    /// Forgets a step that was installed for another basis: it is being installed for this one.
+    fn outdate(&mut self, step: &str, basis: &str) {
+        if self.content.ready.get(step).is_some_and(|times| times.basis != basis) {
+            self.content.ready.remove(step);
             self.save();
         }
     }
 
-    fn remember(&mut self, step: &str, times: Times) {
-        if self.content.ready.insert(step.to_owned(), times) != Some(times) {
+    fn remember(&mut self, step: &str, times: &Times) {
+        if self.content.ready.get(step) != Some(times) {
+            self.content.ready.insert(step.to_owned(), times.clone());
             self.save();
         }
     }
@@ -238,7 +238,10 @@ pub struct Engine {
     steps: Vec<Box<dyn Step>>,
     board: Board,
     record: Rc<RefCell<Record>>,
+    basis: Basis,
     failures: BTreeMap<&'static str, u32>,
+    /// What the log says that steps wait for: every look finds the same.
+    waits: BTreeMap<&'static str, String>,
     site: watch::Receiver<Option<Arc<SiteConfig>>>,
     events: mpsc::Receiver<()>,
     cancel: CancellationToken,
@@ -250,12 +253,13 @@ impl Engine {
         steps: Vec<Box<dyn Step>>,
         board: Board,
         record: PathBuf,
+        basis: Basis,
         site: watch::Receiver<Option<Arc<SiteConfig>>>,
         events: mpsc::Receiver<()>,
         cancel: CancellationToken,
     ) -> Self {
         let record = Rc::new(RefCell::new(Record::load(record)));
-        Self { steps, board, record, failures: BTreeMap::new(), site, events, cancel }
+        Self { steps, board, record, basis, failures: BTreeMap::new(), waits: BTreeMap::new(), site, events, cancel }
     }
 
     /// Runs until cancelled.
@@ -297,8 +301,9 @@ impl Engine {
     }
 
     async fn pass(&mut self, site: &Arc<SiteConfig>) -> Pass {
+        let basis: Rc<str> = (self.basis)(site).into();
         for index in 0..self.steps.len() {
-            match self.step(index, site).await {
+            match self.step(index, site, &basis).await {
                 Pass::Ready => {}
                 other => return other,
             }
@@ -315,12 +320,12 @@ impl Engine {
         });
     }
 
-    async fn step(&mut self, index: usize, site: &Arc<SiteConfig>) -> Pass {
+    async fn step(&mut self, index: usize, site: &Arc<SiteConfig>, basis: &Rc<str>) -> Pass {
         let step = &self.steps[index];
         let name = step.name();
         let attempts = self.failures.get(name).copied().unwrap_or(0) + 1;
         let begun = Timestamp::now();
-        let before = self.record.borrow().content.ready.get(name).copied();
+        let before = self.record.borrow().content.ready.get(name).cloned();
         self.board.edit_step(name, |step| {
             // A step that was ready is probed in silence.
             if step.state != StepState::Ready {
@@ -339,6 +344,7 @@ impl Engine {
         let run = Run {
             site: Arc::clone(site),
             name,
+            basis: Rc::clone(basis),
             board: self.board.clone(),
             begun,
             changes: Cell::new(false),
@@ -358,16 +364,26 @@ impl Engine {
             ended = step.ensure(&run) => ended,
         };
         let finished = Timestamp::now();
+        if !matches!(ended, Ok(Verdict::Waiting { .. })) {
+            self.waits.remove(name);
+        }
         match ended {
             Ok(Verdict::Ready(message)) => {
                 let message = redact::line(&message, 400);
-                let times = before.filter(|_| !run.changes.get()).unwrap_or_else(|| {
-                    let seconds = finished.duration_since(begun).as_secs_f64();
+                let seconds = finished.duration_since(begun).as_secs_f64();
+                let known = before.filter(|times| !run.changes.get() || *times.basis == **basis);
+                let mut times = if let Some(times) = known {
+                    if run.changes.get() {
+                        info!(step = name, "mended in {seconds:.1} s: {message}");
+                    }
+                    times
+                } else {
                     info!(step = name, "ready after {seconds:.1} s: {message}");
-                    Times { started: begun, finished, attempts }
-                });
+                    Times { started: begun, finished, attempts, basis: String::new() }
+                };
+                basis.as_ref().clone_into(&mut times.basis);
                 self.failures.remove(name);
-                self.record.borrow_mut().remember(name, times);
+                self.record.borrow_mut().remember(name, &times);
                 if run.changes.get() {
                     self.doubt_later(index);
                 }
@@ -383,7 +399,12 @@ impl Engine {
                 Pass::Ready
             }
             Ok(Verdict::Waiting { message, retry }) => {
-                run.waiting(&message);
+                let message = redact::line(&message, 400);
+                run.show(StepState::Waiting, &message);
+                if self.waits.get(name) != Some(&message) {
+                    info!(step = name, "waits: {message}");
+                    self.waits.insert(name, message);
+                }
                 Pass::RetryAfter(retry)
             }
             Err(failure) => {
@@ -391,7 +412,7 @@ impl Engine {
                 let hint = failure.hint.as_deref().map(|h| redact::line(h, 600));
                 let pause = back_off(attempts);
                 self.failures.insert(name, attempts);
-                self.record.borrow_mut().forget(name);
+                self.record.borrow_mut().outdate(name, basis);
                 let tail = hint.as_deref().map(|h| format!(" — {h}")).unwrap_or_default();
                 warn!(step = name, "failed (attempt {attempts}, again in {} s): {reason}{tail}", pause.as_secs());
                 self.board.edit_step(name, |step| {

@@ -2,8 +2,10 @@
 
 use edge_api::Instance;
 use edge_api::agent::{Phase, SiteFileState, Status};
+use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
+use crate::journal::Journal;
 
 const NAMES: [(&str, &str); 3] = [("one", "One"), ("two", "Two"), ("three", "Three")];
 
@@ -21,6 +23,8 @@ struct World {
     probes: Cell<u32>,
     /// A step that fails this many times.
     failing: RefCell<BTreeMap<&'static str, u32>>,
+    /// How often every step still has to wait for something outside.
+    waiting: Cell<u32>,
     /// A step that never ends.
     hanging: Cell<Option<&'static str>>,
 }
@@ -39,6 +43,11 @@ impl Step for Fake {
             self.world.probes.set(self.world.probes.get() + 1);
             // As long as a look takes: whoever follows the status sees every state.
             tokio::time::sleep(Duration::from_millis(1)).await;
+            if let Some(less) = self.world.waiting.get().checked_sub(1) {
+                self.world.waiting.set(less);
+                run.working("looks");
+                return Ok(Verdict::Waiting { message: "for rain".to_owned(), retry: Duration::from_secs(30) });
+            }
             if !self.world.made.borrow().contains(&self.name) {
                 run.working("makes it");
                 if self.world.hanging.get() == Some(self.name) {
@@ -82,6 +91,7 @@ impl Rig {
             steps.into(),
             board.clone(),
             self.folder.path().join("steps.json"),
+            Box::new(|site| site.device_id.clone().unwrap_or_default()),
             self.site.subscribe(),
             receiver,
             CancellationToken::new(),
@@ -128,6 +138,18 @@ async fn a_restart_of_a_ready_appliance_writes_nothing_and_keeps_the_times() {
     assert_eq!(rig.world.probes.get(), 6, "everything is probed again");
     assert_eq!(first.steps, second.steps);
     assert_eq!(std::fs::metadata(&record).unwrap().modified().unwrap(), written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_is_logged_once() {
+    let rig = Rig::new();
+    let log = rig.folder.path().join("edge.log");
+    let subscriber = tracing_subscriber::registry().with(Journal::open(&log).unwrap());
+    let _logged = tracing::subscriber::set_default(subscriber);
+    rig.world.waiting.set(5);
+    rig.until(ready).await;
+    let log = std::fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("waits: for rain").count(), 1, "{log}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,26 +201,47 @@ async fn an_edit_interrupts_and_starts_over() {
 #[tokio::test(start_paused = true)]
 async fn what_was_lost_is_made_again_at_the_resync() {
     let rig = Rig::new();
+    let log = rig.folder.path().join("edge.log");
+    let subscriber = tracing_subscriber::registry().with(Journal::open(&log).unwrap());
+    let _logged = tracing::subscriber::set_default(subscriber);
     let world = Rc::clone(&rig.world);
-    let lost = Cell::new(false);
-    let break_it = |status: &Status| {
-        if ready(status) && !lost.replace(true) {
-            world.made.borrow_mut().retain(|n| *n != "two");
-        }
-    };
-    let again = |status: &Status| ready(status) && world.writes.get() == 4;
+    let installed = RefCell::new(None);
     let doubted = Cell::new(false);
     let look = |status: &Status| {
-        break_it(status);
+        if ready(status) && installed.borrow().is_none() {
+            installed.replace(Some(status.steps.clone()));
+            world.made.borrow_mut().retain(|n| *n != "two");
+        }
         let [_, two, three] = &status.steps[..] else { panic!("three steps") };
-        if lost.get() && two.state == StepState::Ready && three.state != StepState::Ready {
+        if installed.borrow().is_some() && two.state == StepState::Ready && three.state != StepState::Ready {
             doubted.set(true);
         }
     };
+    let again = |status: &Status| ready(status) && world.writes.get() == 4;
     let status = rig.until_with(again, look).await;
     assert!(doubted.get(), "what comes after it was not ready until it was probed");
-    assert!(status.steps[1].finished > status.steps[0].finished);
-    assert_eq!(status.steps[2], rig.until(ready).await.steps[2], "its times stay");
+    let installed = installed.take().unwrap();
+    assert_eq!(status.steps, installed, "times are those of the installing run");
+    let log = std::fs::read_to_string(log).unwrap();
+    let of_two: Vec<&str> = log.lines().filter_map(|l| l.split_once(" two ")).map(|(_, text)| text.trim()).collect();
+    let [starts, made, mended] = of_two[..] else { panic!("{log}") };
+    assert_eq!(starts, "starts");
+    assert!(made.starts_with("ready after ") && mended.starts_with("mended in "), "{log}");
+
+    // One that was cut off while it mended is no new installation either.
+    world.made.borrow_mut().retain(|n| *n != "two");
+    world.hanging.set(Some("two"));
+    rig.until(|s| s.steps[1].message == "makes it").await;
+    world.hanging.set(None);
+    assert_eq!(rig.until(ready).await.steps, installed);
+
+    // For another site it is.
+    world.made.borrow_mut().retain(|n| *n != "two");
+    let edited = SiteConfig { device_id: Some("store-2".to_owned()), ..SiteConfig::default() };
+    rig.site.send_replace(Some(Arc::new(edited)));
+    let edited = rig.until(ready).await;
+    assert!(edited.steps[1].started > installed[2].finished);
+    assert_eq!((&edited.steps[0], &edited.steps[2]), (&installed[0], &installed[2]), "these were as they had to be");
 }
 
 #[tokio::test(start_paused = true)]
