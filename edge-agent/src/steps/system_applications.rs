@@ -1,6 +1,7 @@
 //! Step `system-applications`: the layers of the system profile, in install order.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use edge_layers::{Context, Helm};
 use edge_profiles::{Limits, ProxyProperties, RenderContext, SiteProperties};
 use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::status::Board;
@@ -22,12 +23,13 @@ use crate::world::World;
 /// See the module.
 pub struct SystemApplications {
     world: Arc<World>,
+    told: RefCell<Told>,
 }
 
 impl SystemApplications {
     /// The step.
     pub fn new(world: Arc<World>) -> Self {
-        Self { world }
+        Self { world, told: RefCell::default() }
     }
 
     async fn ensure_system_applications(&self, run: &Run) -> Result<Verdict, Failure> {
@@ -74,12 +76,12 @@ impl SystemApplications {
         let report = loop {
             tokio::select! {
                 biased;
-                Some(application) = told.recv() => observe(run, &world.board, &application),
+                Some(application) = told.recv() => self.observe(run, &application),
                 report = &mut apply => break report,
             }
         };
         while let Ok(application) = told.try_recv() {
-            observe(run, &world.board, &application);
+            self.observe(run, &application);
         }
         let report = report
             .map_err(|e| Failure::of(&e).hint("`edgectl status` and `edgectl vm list` show what it waits for"))?;
@@ -88,6 +90,21 @@ impl SystemApplications {
             info!(step = "system-applications", "wrote {}, removed {}", list(&report.written), list(&report.pruned));
         }
         Ok(Verdict::Ready(format!("profile {} {}: {}", profile.name, profile.version, names.join(", "))))
+    }
+
+    fn observe(&self, run: &Run, new: &Application) {
+        if matches!(new.state, StepState::Running | StepState::Waiting) {
+            run.working(format!("layer {}: {}", new.name, new.message));
+        }
+        self.world.board.edit(|status| {
+            if let Some(old) = status.applications.iter_mut().find(|a| a.name == new.name) {
+                let since = if old.state == new.state { old.since } else { new.since };
+                *old = Application { since, message: crate::redact::line(&new.message, 400), ..new.clone() };
+            }
+        });
+        if let Some(line) = self.told.borrow_mut().line(new) {
+            info!(step = "system-applications", "{line}");
+        }
     }
 }
 
@@ -126,28 +143,33 @@ fn begin(board: &Board, pending: Vec<Application>) {
     });
 }
 
-fn observe(run: &Run, board: &Board, new: &Application) {
-    if matches!(new.state, StepState::Running | StepState::Waiting) {
-        run.working(format!("layer {}: {}", new.name, new.message));
+/// What the log says of each layer since it was last ready. Its message follows every second of a wait; the log has a
+/// line where another thing is waited for, or the same one for another reason.
+#[derive(Default)]
+struct Told(BTreeMap<String, BTreeSet<String>>);
+
+impl Told {
+    /// The line that news of a layer are worth, where they are worth one.
+    fn line(&mut self, new: &Application) -> Option<String> {
+        let (kind, line) = match new.state {
+            // A probe that found everything as it was is not worth a line.
+            StepState::Ready => return self.0.remove(&new.name).map(|_| format!("layer {} is ready", new.name)),
+            // The step fails with the same words.
+            StepState::Failed | StepState::Pending => return None,
+            StepState::Running => (String::new(), format!("layer {} is being changed", new.name)),
+            StepState::Waiting => (kind_of_wait(&new.message), format!("layer {} waits for {}", new.name, new.message)),
+        };
+        let told = self.0.entry(new.name.clone()).or_default();
+        told.insert(kind).then_some(line)
     }
-    let mut differs = false;
-    board.edit(|status| {
-        if let Some(old) = status.applications.iter_mut().find(|a| a.name == new.name) {
-            differs = old.state != new.state || old.message != new.message;
-            let since = if old.state == new.state { old.since } else { new.since };
-            *old = Application { since, message: crate::redact::line(&new.message, 400), ..new.clone() };
-        }
-    });
-    if !differs {
-        return;
-    }
-    match new.state {
-        // A probe that found everything as it was is not worth a line.
-        StepState::Ready if !run.is_working() => {}
-        StepState::Ready => info!(step = "system-applications", "layer {} is ready", new.name),
-        StepState::Failed => warn!(step = "system-applications", "layer {}: {}", new.name, new.message),
-        _ => info!(step = "system-applications", "layer {}: {}", new.name, new.message),
-    }
+}
+
+/// Which object is waited for and why, without numbers and details: `Kind namespace/name: Reason`.
+fn kind_of_wait(message: &str) -> String {
+    let mut parts = message.split(" (").next().unwrap_or_default().splitn(3, ": ");
+    let object = parts.next().unwrap_or_default();
+    let reason: String = parts.next().unwrap_or_default().chars().filter(|c| !c.is_ascii_digit()).collect();
+    format!("{object}: {reason}")
 }
 
 /// PEM of a certificate of the site file: base64, with or without padding, maybe wrapped.
@@ -217,6 +239,47 @@ pub fn device_id(config: &SiteConfig) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_log_has_a_line_for_what_changes_in_kind() {
+        let mut told = Told::default();
+        let mut lines = Vec::new();
+        let mut say = |name: &str, state, message: &str| {
+            let new = Application {
+                name: name.to_owned(),
+                kind: "vm".to_owned(),
+                state,
+                message: message.to_owned(),
+                version: None,
+                since: None,
+            };
+            lines.extend(told.line(&new));
+        };
+        say("web", StepState::Ready, "");
+        say("router", StepState::Running, "writes Secret x/router-files");
+        say("router", StepState::Running, "writes VirtualMachine x/router");
+        for percent in 1..100 {
+            say("router", StepState::Waiting, &format!("VirtualMachine x/router: ImageNotReady: {percent} %"));
+        }
+        say("router", StepState::Waiting, "VirtualMachine x/router: WaitingForAgent: runs");
+        say("router", StepState::Waiting, "VirtualMachine x/router: ImageNotReady: 1 %");
+        say("router", StepState::Ready, "");
+        say("router", StepState::Ready, "");
+        for trouble in ["", " (Pod w-1: ErrImagePull: no)", " (Pod w-1: ImagePullBackOff: no)"] {
+            say("web2", StepState::Waiting, &format!("Deployment web/web2: 0 of 3 available{trouble}"));
+            say("web2", StepState::Waiting, &format!("Deployment web/web2: 1 of 3 available{trouble}"));
+        }
+        say("web2", StepState::Failed, "after 300 s: Deployment web/web2: 1 of 3 available");
+        say("web2", StepState::Waiting, "Deployment web/web2: 2 of 3 available");
+        let expected = [
+            "layer router is being changed",
+            "layer router waits for VirtualMachine x/router: ImageNotReady: 1 %",
+            "layer router waits for VirtualMachine x/router: WaitingForAgent: runs",
+            "layer router is ready",
+            "layer web2 waits for Deployment web/web2: 0 of 3 available",
+        ];
+        assert_eq!(lines, expected);
+    }
 
     #[test]
     fn archives_are_beside_the_site_file() {
