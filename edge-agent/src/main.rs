@@ -1,5 +1,6 @@
 //! `edge-agent`: the host daemon.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -81,10 +82,15 @@ fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("edge-agent: {}", chain(&*e));
+            complain(&format!("edge-agent: {}", chain(&*e)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Nobody may be reading any more; the exit code says it, too.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 async fn run(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
@@ -104,7 +110,7 @@ async fn run(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
             let options = remove::Options { root: common.root()?, instance: common.instance, keep_data, force };
             let left = remove::run(&options).await?;
             for what in &left {
-                eprintln!("left: {what}");
+                complain(&format!("left: {what}"));
             }
             Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

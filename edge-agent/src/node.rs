@@ -104,6 +104,13 @@ pub fn kind_config(facts: &Facts<'_>) -> Value {
     })
 }
 
+/// Port of the registry on the host, from a configuration.
+pub fn registry_port(kind_config: &Value) -> Option<u16> {
+    let ports = kind_config["nodes"][0]["extraPortMappings"].as_array()?;
+    let registry = ports.iter().find(|port| port["containerPort"] == REGISTRY_PORT)?;
+    registry["hostPort"].as_u64()?.try_into().ok()
+}
+
 /// Name servers for the node and its pods: those of the site file, else the host's that are reachable from elsewhere,
 /// else the gateway, where nobody listens and a question fails at once.
 pub fn resolv_conf(site: &SiteConfig, host: &str, gateway: Ipv4Addr) -> String {

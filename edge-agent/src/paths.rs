@@ -76,6 +76,11 @@ impl Paths {
         self.join("kube/admin.conf")
     }
 
+    /// Configuration that the kind node was planned with.
+    pub fn kind_config(&self) -> PathBuf {
+        self.join("state/kind.json")
+    }
+
     /// Mark that vm-operator may have made something on the host: it is there before the first request for it.
     pub fn host_touched(&self) -> PathBuf {
         self.join("state/host-touched")

@@ -3,6 +3,7 @@
 //!
 //! Machines go first, by the API, because vm-operator alone knows what it made in libvirt (D5).
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,7 +82,7 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
             }
             if running.is_some() {
                 match docker.remove_container(&node).await {
-                    Ok(_) => println!("removed container {node}"),
+                    Ok(_) => say(&format!("removed container {node}")),
                     Err(e) => left.push(format!("container {node}: {}", chain(&e))),
                 }
             }
@@ -95,10 +96,15 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
     Ok(left)
 }
 
+/// Tells what was done. Nobody may be reading any more; that is no reason to stop half-way.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
 async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec<String>) {
     let network = instance.docker_network();
     match docker.remove_network(&network).await {
-        Ok(true) => println!("removed docker network {network}"),
+        Ok(true) => say(&format!("removed docker network {network}")),
         Ok(false) => {}
         Err(e) => left.push(format!("docker network {network}: {}", chain(&e))),
     }
@@ -107,7 +113,7 @@ async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec
         Ok(images) => {
             for image in images.into_iter().filter(|image| image.ends_with(&ours)) {
                 match docker.remove_image(&image).await {
-                    Ok(_) => println!("removed docker image {image}"),
+                    Ok(_) => say(&format!("removed docker image {image}")),
                     Err(e) => left.push(format!("docker image {image}: {}", chain(&e))),
                 }
             }
@@ -129,8 +135,8 @@ fn remove_root(paths: &Paths) -> Result<(), Error> {
     }
     let root = paths.root();
     match std::fs::remove_dir(root) {
-        Ok(()) => println!("removed {}", root.display()),
-        Err(_) => println!("removed the agent's state below {}; what else is there stays", root.display()),
+        Ok(()) => say(&format!("removed {}", root.display())),
+        Err(_) => say(&format!("removed the agent's state below {}; what else is there stays", root.display())),
     }
     Ok(())
 }
@@ -144,7 +150,7 @@ async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: Opt
     }
     if running == Some(false) {
         docker.start(node).await.map_err(|e| chain(&e))?;
-        println!("started the stopped system cluster for its machines to be removed");
+        say("started the stopped system cluster for its machines to be removed");
     }
     let client = connect(paths).await?;
     remove_all::<VirtualMachine>(&client, "virtual machine").await?;
@@ -188,7 +194,7 @@ where
         };
         let names: Vec<String> = objects.iter().map(ResourceExt::name_any).collect();
         for gone in known.iter().filter(|name| !names.contains(name)) {
-            println!("removed {what} {gone}");
+            say(&format!("removed {what} {gone}"));
         }
         if names.is_empty() {
             return Ok(());

@@ -187,3 +187,28 @@ fn removing_what_is_not_there_is_done() {
         .unwrap();
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
 }
+
+#[test]
+fn removing_goes_to_its_end_where_nobody_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    edge_agent::paths::Paths::new(&root).ensure().unwrap();
+    let remove = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+        command.args(["remove", "--force", "--instance", "pipetest", "--root"]).arg(&root);
+        command
+    };
+    let closed = || std::io::pipe().unwrap().1;
+    let removed = remove().stdout(closed()).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&removed.stderr).into_owned();
+    assert!(!root.exists(), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    // Where docker does not run, its part is left, which is told.
+    let code = i32::from(said.contains("left: "));
+    assert_eq!(removed.status.code(), Some(code), "{said}");
+
+    edge_agent::paths::Paths::new(&root).ensure().unwrap();
+    let removed = remove().stdout(closed()).stderr(closed()).status().unwrap();
+    assert_eq!(removed.code(), Some(code));
+    assert!(!root.exists());
+}

@@ -173,20 +173,56 @@ fn following_survives_a_restart_of_the_reader_and_of_nothing_else() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_failure() {
-    let folder = tempfile::tempdir().unwrap();
-    for arguments in [vec!["template"], vec!["schema"], vec!["--help"], vec!["help", "apply"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_edgectl"))
-            .args(&arguments)
-            .current_dir(folder.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
-        assert!(!text(&output.stderr).contains("panicked"), "{arguments:?} {}", text(&output.stderr));
+fn a_closed_pipe_is_no_failure_and_keeps_the_exit_code() {
+    let agent = Agent::start();
+    let bad = agent.file("bad.yaml", "device_id: Store\n");
+    let good = agent.file("good.yaml", SITE);
+    let cases: [(&[&str], i32); 11] = [
+        (&["template"], 0),
+        (&["schema"], 0),
+        (&["--help"], 0),
+        (&["help", "apply"], 0),
+        (&["validate", &bad], 1),
+        (&["validate", &bad, "-o", "json"], 1),
+        (&["apply", &bad], 1),
+        (&["status"], 3),
+        (&["status", "--watch", "-o", "yaml"], 3),
+        (&["logs", "-f"], 0),
+        (&["apply", &good, "--watch"], 3),
+    ];
+    for (arguments, code) in cases {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edgectl"));
+        let command = command.arg("--root").arg(&agent.root).args(arguments);
+        let output = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {said}");
+        assert!(!said.contains("panicked") && !said.contains("cannot write"), "{arguments:?} {said}");
     }
+    wait("the site is in force", || Some(agent.status()).filter(|status| status["deviceId"] == "store-7"));
+}
+
+#[test]
+fn the_registry_is_where_the_agent_was_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    std::fs::create_dir(root.join("state")).unwrap();
+    let credentials = || edgectl(root, &["registry", "credentials"]);
+    assert!(text(&credentials().stderr).contains("there is no pull login yet"));
+    std::fs::write(root.join("state/registry-pull"), "secret\n").unwrap();
+    assert!(text(&credentials().stdout).contains("address      localhost:10443 (HTTPS)\n"));
+    let facts = edge_agent::node::Facts {
+        cluster: "pcg-edge",
+        image: "node",
+        root,
+        api_port: 6443,
+        registry_port: 23456,
+        cgroup_v1: false,
+    };
+    std::fs::write(root.join("state/kind.json"), edge_agent::node::kind_config(&facts).to_string()).unwrap();
+    let said = text(&credentials().stdout);
+    assert!(said.contains("address      localhost:23456 (HTTPS)\n") && !said.contains("secret"), "{said}");
 }
 
 #[test]

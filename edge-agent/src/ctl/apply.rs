@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::text::{self, Paint, clean, span};
-use super::{check, logs, patiently};
+use super::{NOT_READY, check, logs, patiently};
 use crate::site;
 
 /// How long a Ready from before a change may still be shown after it.
@@ -33,20 +33,24 @@ pub async fn run(args: &Args, client: &Client) -> Result<ExitCode, Error> {
     let config = match site::load_bytes(&bytes) {
         Ok(config) => config,
         Err(errors) => {
-            text::print(&check::report(&name, &bytes, &errors, Paint::detect()))?;
+            text::seen(text::print(&check::report(&name, &bytes, &errors, Paint::detect())))?;
             return Ok(ExitCode::FAILURE);
         }
     };
     let answer = patiently(client.apply(bytes.clone())).await?;
     if !answer.errors.is_empty() {
         // The agent may be of another version, or know more about the box.
-        text::print(&check::report(&name, &bytes, &answer.errors, Paint::detect()))?;
+        text::seen(text::print(&check::report(&name, &bytes, &answer.errors, Paint::detect())))?;
         return Ok(ExitCode::FAILURE);
     }
-    text::print(&outcome(&name, &answer, &site::notes(&config)))?;
+    text::seen(text::print(&outcome(&name, &answer, &site::notes(&config))))?;
     if args.watch {
         let changed = !(answer.live.is_empty() && answer.needs_reinstall.is_empty());
-        return until_ready(client, changed).await;
+        return match until_ready(client, changed).await {
+            // Nobody follows any more; it is in force, and how far it got is not known here.
+            Err(error) if error.is_closed_pipe() => Ok(ExitCode::from(NOT_READY)),
+            ended => ended,
+        };
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -97,7 +101,7 @@ async fn until_ready(client: &Client, changed: bool) -> Result<ExitCode, Error> 
         }
         moved |= start.elapsed() >= SETTLE;
         if let Some(status) = last.as_ref().filter(|status| moved && status.phase == Phase::Ready) {
-            text::print(&format!("Ready: {}\n", clean(&status.message)))?;
+            text::seen(text::print(&format!("Ready: {}\n", clean(&status.message))))?;
             return Ok(ExitCode::SUCCESS);
         }
     }

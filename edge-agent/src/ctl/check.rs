@@ -33,16 +33,16 @@ pub enum Output {
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let bytes = read(&args.file)?;
     let checked = site::load_bytes(&bytes);
-    match args.output {
+    text::seen(match args.output {
         Output::Json => {
             let errors = checked.as_ref().err().cloned().unwrap_or_default();
-            text::json(&ValidationReport { errors, ..ValidationReport::default() }, true)?;
+            text::json(&ValidationReport { errors, ..ValidationReport::default() }, true)
         }
         Output::Text => match &checked {
-            Ok(config) => text::print(&valid(&args.file, config))?,
-            Err(errors) => text::print(&report(&name(&args.file), &bytes, errors, Paint::detect()))?,
+            Ok(config) => text::print(&valid(&args.file, config)),
+            Err(errors) => text::print(&report(&name(&args.file), &bytes, errors, Paint::detect())),
         },
-    }
+    })?;
     Ok(if checked.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,7 +1,7 @@
 //! `edgectl`: checks and applies site files, shows what the agent does, builds profile archives.
 //!
 //! One module per command. Results go to standard output, progress and errors to standard error. Exit codes: 0 done,
-//! 1 failed or invalid, 2 wrong usage, 3 (`status`) not Ready.
+//! 1 failed or invalid, 2 wrong usage, 3 (`status`, `apply --watch`) not Ready. They hold where nobody reads the result.
 
 mod apply;
 mod check;
@@ -24,9 +24,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_api::{Instance, agent};
 use edge_client::Client;
 
+use crate::paths::Paths;
 use error::Error;
 
-/// Exit code of `status` while the appliance is not Ready.
+/// Exit code while the appliance is not Ready.
 const NOT_READY: u8 = 3;
 
 #[derive(Debug, Parser)]
@@ -177,7 +178,7 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Logs(args) => logs::run(args, &client).await,
         Command::Vm(command) => vm::run(command, &client).await,
         Command::Profile(command) => profile::run(command),
-        Command::Registry(command) => registry::run(command, &cli.place.root(), &cli.place.instance),
+        Command::Registry(command) => registry::run(command, &Paths::new(cli.place.root()), &cli.place.instance),
         Command::Template => text::print(crate::site::TEMPLATE).map(|()| ExitCode::SUCCESS),
         Command::Schema => text::json(&crate::site::schema(), true).map(|()| ExitCode::SUCCESS),
     }

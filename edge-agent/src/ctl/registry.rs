@@ -1,6 +1,5 @@
 //! `edgectl registry`: where the local registry is and how to log in.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use edge_api::Instance;
@@ -8,6 +7,9 @@ use edge_api::names::REGISTRY_PULL_USER;
 
 use super::error::Error;
 use super::text::{self, clean};
+use crate::durable;
+use crate::node;
+use crate::paths::Paths;
 
 /// File below the agent's root with the password of the pull login.
 const PASSWORD: &str = "state/registry-pull";
@@ -27,9 +29,9 @@ handed on without being seen:
     },
 }
 
-pub fn run(command: &Command, root: &Path, instance: &Instance) -> Result<ExitCode, Error> {
+pub fn run(command: &Command, paths: &Paths, instance: &Instance) -> Result<ExitCode, Error> {
     let Command::Credentials { show_password } = command;
-    let file = root.join(PASSWORD);
+    let file = paths.join(PASSWORD);
     if *show_password {
         let password = std::fs::read_to_string(&file).map_err(|error| Error::read(&file, error))?;
         text::print(&format!("{}\n", password.trim_end()))?;
@@ -41,10 +43,12 @@ pub fn run(command: &Command, root: &Path, instance: &Instance) -> Result<ExitCo
             hint: Some("it is made by the step `registry`; `edgectl status` shows how far that is".to_owned()),
         });
     }
-    let authority = root.join(AUTHORITY);
+    // The node's plan says which port the agent was given; it is older than the login.
+    let plan = durable::read_json(&paths.kind_config()).ok().flatten();
+    let port = plan.as_ref().and_then(node::registry_port).unwrap_or_else(|| instance.registry_port());
+    let authority = paths.join(AUTHORITY);
     text::print(&format!(
-        "address      localhost:{} (HTTPS)\nuser         {REGISTRY_PULL_USER}\npassword     in {}, or --show-password\nauthority    {}\n",
-        instance.registry_port(),
+        "address      localhost:{port} (HTTPS)\nuser         {REGISTRY_PULL_USER}\npassword     in {}, or --show-password\nauthority    {}\n",
         file.display(),
         authority.display(),
     ))?;

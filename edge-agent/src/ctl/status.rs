@@ -27,12 +27,16 @@ pub async fn run(args: &Args, client: &Client) -> Result<ExitCode, Error> {
         return watch(args, client).await;
     }
     let status = patiently(client.status()).await?;
-    match args.output {
-        Format::Table => text::print(&render(&status, Timestamp::now(), Paint::detect()))?,
-        Format::Json => text::json(&status, true)?,
-        Format::Yaml => text::yaml(&status)?,
-    }
-    Ok(if status.phase == Phase::Ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
+    text::seen(match args.output {
+        Format::Table => text::print(&render(&status, Timestamp::now(), Paint::detect())),
+        Format::Json => text::json(&status, true),
+        Format::Yaml => text::yaml(&status),
+    })?;
+    Ok(code(&status))
+}
+
+fn code(status: &Status) -> ExitCode {
+    if status.phase == Phase::Ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) }
 }
 
 async fn watch(args: &Args, client: &Client) -> Result<ExitCode, Error> {
@@ -44,20 +48,21 @@ async fn watch(args: &Args, client: &Client) -> Result<ExitCode, Error> {
     loop {
         while let Some(event) = logs::next(&mut events).await? {
             let Event::Status(status) = event else { continue };
-            match args.output {
+            let written = match args.output {
                 Format::Table if terminal => {
                     let screen = render(&status, Timestamp::now(), paint).replace('\n', "\x1b[K\n");
-                    text::print(&format!("{}\x1b[H{screen}\x1b[J", if first { "\x1b[2J" } else { "" }))?;
+                    text::print(&format!("{}\x1b[H{screen}\x1b[J", if first { "\x1b[2J" } else { "" }))
                 }
                 Format::Table => {
                     let part = if first { "" } else { "\n" };
-                    text::print(&format!("{part}{}", render(&status, Timestamp::now(), paint)))?;
+                    text::print(&format!("{part}{}", render(&status, Timestamp::now(), paint)))
                 }
-                Format::Json => text::json(&status, false)?,
-                Format::Yaml => {
-                    text::print("---\n")?;
-                    text::yaml(&status)?;
-                }
+                Format::Json => text::json(&status, false),
+                Format::Yaml => text::print("---\n").and_then(|()| text::yaml(&status)),
+            };
+            match written {
+                Err(error) if error.is_closed_pipe() => return Ok(code(&status)),
+                written => written?,
             }
             first = false;
         }

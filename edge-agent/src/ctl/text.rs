@@ -14,6 +14,11 @@ pub fn print(text: &str) -> Result<(), Error> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
 }
 
+/// Who reads a result need not read to its end (`… | head`); the exit code still tells how it is.
+pub fn seen(written: Result<(), Error>) -> Result<(), Error> {
+    written.or_else(|error| if error.is_closed_pipe() { Ok(()) } else { Err(error) })
+}
+
 /// Writes a line to standard error. Nobody may be reading it any more; that is no reason to stop.
 pub fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", clean(line));

@@ -82,7 +82,7 @@ impl SystemCluster {
         };
         let config = node::kind_config(&facts).to_string();
         let plan = bundle::sha256(format!("{digest}\n{config}").as_bytes());
-        let config_path = world.paths.join("state/kind.json");
+        let config_path = world.paths.kind_config();
         durable::write_if_changed(&config_path, config.as_bytes(), 0o600).map_err(|e| Failure::of(&e))?;
 
         let marker_path = world.paths.join("state/cluster.json");
