@@ -10,6 +10,7 @@
 //!  libvirt events ──┘
 //! ```
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -83,7 +84,7 @@ pub struct Context {
     /// What was written last.
     pub written: Written,
     /// Failures by kind and name.
-    pub backoff: Backoff<(&'static str, String)>,
+    pub backoff: Backoff<(Cow<'static, str>, String)>,
     /// Locks of image volumes.
     pub locks: Locks,
     /// Images that may be transferred at once: each costs CPU for hashing and disk bandwidth.

@@ -8,6 +8,6 @@ pub mod identity;
 pub mod image;
 pub mod libvirt;
 pub mod machine;
-pub mod policy;
+pub mod reconcile;
 pub mod run;
 pub mod status;

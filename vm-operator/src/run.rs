@@ -12,7 +12,7 @@ use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
-use kube::runtime::controller::{Action as Next, Config, Controller};
+use kube::runtime::controller::{Config, Controller};
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{Predicate as _, PredicateConfig, WatchStreamExt as _, predicates, watcher};
@@ -26,7 +26,8 @@ use crate::context::{Context, Stores, Times, Triggers};
 use crate::libvirt::connection::{Hosts, News, What};
 use crate::libvirt::events::HostEvent;
 use crate::machine::validate::secrets;
-use crate::{appliance, image, machine, policy};
+use crate::reconcile::{Reconcile, after, reconcile};
+use crate::{image, machine};
 
 /// How the operator runs.
 #[derive(Clone, Debug)]
@@ -93,21 +94,14 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
         machine_touched(&wake_context, &wake, touched);
     });
 
-    let appliances = control(appliances, context.stores.appliances.clone(), appliances_wanted, &stop).run(
-        appliance::reconcile::reconcile,
-        |object, error, context| policy::after(error, "Appliance", &object.name_any(), &context),
-        context.clone(),
-    );
-    let images = control(images, context.stores.images.clone(), images_wanted, &stop).run(
-        image::reconcile::reconcile,
-        |object, error, context| policy::after(error, "VirtualMachineImage", &object.name_any(), &context),
-        context.clone(),
-    );
-    let machines = control(machines, context.stores.machines.clone(), machines_wanted, &stop).run(
-        machine::reconcile::reconcile,
-        |object, error, context| policy::after(error, "VirtualMachine", &object.name_any(), &context),
-        context.clone(),
-    );
+    let stores = &context.stores;
+    let controllers = Box::pin(async {
+        tokio::join!(
+            control(appliances, stores.appliances.clone(), appliances_wanted, &stop, &context),
+            control(images, stores.images.clone(), images_wanted, &stop, &context),
+            control(machines, stores.machines.clone(), machines_wanted, &stop, &context)
+        )
+    });
 
     let listener = match &health {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?),
@@ -121,7 +115,6 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
         );
     };
     tracing::info!(namespace, "vm-operator runs");
-    let controllers = async { tokio::join!(drain(appliances), drain(images), drain(machines)) };
     tokio::select! {
         _ = controllers => {}
         () = helpers => {}
@@ -163,15 +156,15 @@ where
         .touched_objects()
 }
 
-fn control<K>(
-    touched: impl Stream<Item = Result<K, watcher::Error>> + Send + 'static,
-    reader: Store<K>,
-    wanted: mpsc::UnboundedReceiver<ObjectRef<K>>,
+/// Reconciles what was touched or is wanted for another reason, until it is told to stop.
+async fn control<K: Reconcile>(
+    touched: impl Stream<Item = Result<DeserializeGuard<K>, watcher::Error>> + Send + 'static,
+    reader: Store<DeserializeGuard<K>>,
+    wanted: mpsc::UnboundedReceiver<ObjectRef<DeserializeGuard<K>>>,
     stop: &CancellationToken,
-) -> Controller<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+    context: &Arc<Context>,
+) {
+    use kube::runtime::controller::Error;
     let wanted = futures::stream::unfold(wanted, |mut wanted| async {
         let next = wanted.recv().await?;
         Some((next, wanted))
@@ -185,20 +178,10 @@ where
         .with_config(Config::default().debounce(Duration::from_millis(100)).concurrency(8))
         .reconcile_on(wanted)
         .graceful_shutdown_on(async move { stop.cancelled().await })
-}
-
-async fn drain<K, E, Q>(
-    stream: impl Stream<Item = Result<(ObjectRef<K>, Next), kube::runtime::controller::Error<E, Q>>>,
-) where
-    K: Resource<DynamicType = ()>,
-    E: std::error::Error + 'static,
-    Q: std::error::Error + 'static,
-{
-    use kube::runtime::controller::Error;
-    stream
+        .run(reconcile, |object, error, context| after(&object, error, &context), context.clone())
         .for_each(|done| async {
             match done {
-                // Reconcilers' errors are logged by the policy; a deleted object is none.
+                // Reconcilers' errors are logged already; a deleted object is none.
                 Ok(_) | Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}
                 Err(error) => tracing::warn!(error = crate::errors::chain(&error), "watch"),
             }

@@ -4,12 +4,16 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 
+use edge_api::appliance::ApplianceStatus;
 use edge_api::condition::{self, Condition, ConditionStatus};
+use edge_api::virtual_machine::VirtualMachineStatus;
+use edge_api::virtual_machine_image::VirtualMachineImageStatus;
 use jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
+use kube::core::object::HasStatus;
 use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -113,24 +117,52 @@ fn number(version: Option<&str>) -> u64 {
     version.and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// Writes `new` where it differs from `old`, and tells of a change of condition `Ready` by an event.
-pub async fn write<K, S>(
+/// A status with conditions.
+pub trait Conditions: Clone + Default + DeserializeOwned + PartialEq + Serialize {
+    /// They.
+    fn conditions(&self) -> &[Condition];
+}
+
+macro_rules! conditions {
+    ($($status:ty),*) => {
+        $(impl Conditions for $status {
+            fn conditions(&self) -> &[Condition] {
+                &self.conditions
+            }
+        })*
+    };
+}
+
+conditions!(ApplianceStatus, VirtualMachineImageStatus, VirtualMachineStatus);
+
+/// The newest status of an object that is known.
+pub fn newest<K>(context: &Context, object: &K) -> K::Status
+where
+    K: Resource + HasStatus,
+    K::Status: Conditions,
+{
+    let own = object.status().cloned().unwrap_or_default();
+    context.written.newest(object.uid().as_deref(), object.resource_version().as_deref(), own)
+}
+
+/// Writes what `renew` makes of the newest status and the generation, where that differs, and tells of a change of
+/// condition `Ready` by an event.
+pub async fn publish<K>(
     context: &Context,
-    api: &Api<K>,
     object: &K,
-    old: &S,
-    new: &S,
-    ready: (&[Condition], &[Condition]),
+    renew: impl FnOnce(&K::Status, Option<i64>) -> K::Status,
 ) -> Result<(), kube::Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-    S: Serialize + PartialEq,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + HasStatus + Clone + Debug + DeserializeOwned,
+    K::Status: Conditions,
 {
+    let old = newest(context, object);
+    let new = renew(&old, object.meta().generation);
     if old == new {
         return Ok(());
     }
     let name = object.name_any();
-    let status = serde_json::to_value(new).map_err(kube::Error::SerdeError)?;
+    let status = serde_json::to_value(&new).map_err(kube::Error::SerdeError)?;
     tracing::debug!(kind = %K::kind(&()), name, %status, "status");
     let patch = json!({
         "apiVersion": K::api_version(&()), "kind": K::kind(&()),
@@ -139,7 +171,7 @@ where
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let answer = match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
+    let answer = match context.api::<K>().patch_status(&name, &params, &Patch::Apply(&patch)).await {
         Ok(answer) => answer,
         // Gone, or made anew: there is nobody to tell.
         Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => return Ok(()),
@@ -148,7 +180,7 @@ where
     if let Some(uid) = object.uid() {
         context.written.remember(&uid, answer.resource_version().as_deref(), status);
     }
-    announce(context, object, ready.0, ready.1).await;
+    announce(context, object, old.conditions(), new.conditions()).await;
     Ok(())
 }
 

@@ -1,13 +1,10 @@
 //! The way of an `Appliance`: validate → observe → plan → apply → status.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 
-use edge_api::names::FINALIZER;
 use edge_api::{Appliance, Instance};
-use kube::core::DeserializeGuard;
+use kube::ResourceExt as _;
 use kube::runtime::controller::Action as Next;
-use kube::runtime::finalizer::{self, finalizer};
-use kube::{Resource as _, ResourceExt as _};
 use uuid::Uuid;
 
 use super::status::{self, Findings};
@@ -15,55 +12,54 @@ use super::{apply, plan, validate};
 use crate::context::Context;
 use crate::errors::chain;
 use crate::libvirt;
-use crate::status::{Verdict, write};
+use crate::reconcile::{self, Reconcile};
+use crate::status::{Verdict, publish};
 
-/// Why an appliance could not be reconciled; tried again with back-off.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server refused.
-    #[error("API server")]
-    Kube(#[from] kube::Error),
-    /// libvirt refused.
-    #[error("libvirt")]
-    Libvirt(#[from] libvirt::Error),
-    /// Finalizer.
-    #[error("finalizer")]
-    Finalizer(#[source] Box<finalizer::Error<Error>>),
-    /// Something must go first.
-    #[error("{0}")]
-    InUse(String),
-}
+type Error = reconcile::Error;
 
-/// Brings one appliance to what its specification says.
-pub async fn reconcile(guard: Arc<DeserializeGuard<Appliance>>, context: Arc<Context>) -> Result<Next, Error> {
-    let Ok(appliance) = &guard.0 else { return Ok(Next::await_change()) };
-    context.synced().await;
-    let api = context.api::<Appliance>();
-    let key = ("Appliance", appliance.name_any());
-    let next = finalizer(&api, FINALIZER, Arc::new(appliance.clone()), |event| async {
-        match event {
-            finalizer::Event::Apply(appliance) => ensure(&appliance, &context).await,
-            finalizer::Event::Cleanup(appliance) => cleanup(&appliance, &context).await,
+impl Reconcile for Appliance {
+    type Failure = Infallible;
+
+    async fn ensure(&self, context: &Context) -> Result<Next, Error> {
+        let (findings, outcome) = match validate::validate(&self.spec) {
+            Err(invalid) => (Findings::invalid(&chain(&invalid)), Ok(())),
+            Ok(wanted) => match bring(self, context, wanted).await {
+                Ok(findings) => (findings, Ok(())),
+                Err(error @ libvirt::Error::NotConnected { .. }) => (Findings::unreachable(&chain(&error)), Ok(())),
+                Err(error) => (Findings::failing(&chain(&error)), Err(error)),
+            },
+        };
+        publish(context, self, |old, generation| status::status(old, generation, &findings)).await?;
+        outcome?;
+        Ok(Next::requeue(context.times.resync))
+    }
+
+    /// Waits for machines and images, then removes what carries the appliance's mark.
+    async fn cleanup(&self, context: &Context) -> Result<(), Error> {
+        let name = self.name_any();
+        let machines = context.machines();
+        let machines = machines.iter().filter(|m| m.spec.appliance == name).map(kube::ResourceExt::name_any);
+        wait(self, context, "machines", machines.collect()).await?;
+        let images = context.images();
+        let images = images.iter().filter(|i| i.spec.appliance == name).map(kube::ResourceExt::name_any);
+        wait(self, context, "images", images.collect()).await?;
+        // Without identity nothing can carry its mark.
+        if let (Ok(id), Ok(instance)) = (Uuid::try_parse(&self.spec.id), self.spec.instance.parse::<Instance>()) {
+            let host = context.hosts.get(&self.spec.libvirt_uri);
+            match host.call(move |libvirt| apply::remove(libvirt, id, &instance)).await {
+                // Never connected: nothing was ever made, and deleting does not wait for creating (law 1).
+                Err(libvirt::Error::NotConnected { .. }) if never_connected(self) => {}
+                other => other?,
+            }
         }
-    })
-    .await
-    .map_err(|error| Error::Finalizer(Box::new(error)))?;
-    context.backoff.reset(&key);
-    Ok(next)
-}
-
-async fn ensure(appliance: &Appliance, context: &Context) -> Result<Next, Error> {
-    let (findings, outcome) = match validate::validate(&appliance.spec) {
-        Err(invalid) => (Findings::invalid(&chain(&invalid)), Ok(())),
-        Ok(wanted) => match bring(appliance, context, wanted).await {
-            Ok(findings) => (findings, Ok(())),
-            Err(error @ libvirt::Error::NotConnected { .. }) => (Findings::unreachable(&chain(&error)), Ok(())),
-            Err(error) => (Findings::failing(&chain(&error)), Err(error)),
-        },
-    };
-    publish(appliance, context, &findings).await?;
-    outcome?;
-    Ok(Next::requeue(context.times.resync))
+        let uri = &self.spec.libvirt_uri;
+        let others = context.stores.appliances.state();
+        if !others.iter().any(|g| g.0.as_ref().is_ok_and(|a| a.name_any() != name && a.spec.libvirt_uri == *uri)) {
+            context.hosts.forget(uri);
+            context.forget_facts(uri);
+        }
+        Ok(())
+    }
 }
 
 async fn bring(
@@ -113,66 +109,22 @@ fn is_network_error(error: &libvirt::Error) -> bool {
     error.to_string().contains("network")
 }
 
-async fn publish(appliance: &Appliance, context: &Context, findings: &Findings) -> Result<(), Error> {
-    let own = appliance.status.clone().unwrap_or_default();
-    let uid = appliance.uid();
-    let old = context.written.newest(uid.as_deref(), appliance.resource_version().as_deref(), own);
-    let new = status::status(&old, appliance.meta().generation, findings);
-    let api = context.api::<Appliance>();
-    write(context, &api, appliance, &old, &new, (&old.conditions, &new.conditions)).await?;
-    Ok(())
-}
-
 fn never_connected(appliance: &Appliance) -> bool {
     appliance.status.as_ref().is_none_or(|status| status.host.is_none())
 }
 
-/// Says what removal waits for.
-async fn wait(appliance: &Appliance, context: &Context, message: String) -> Error {
-    let mut new = appliance.status.clone().unwrap_or_default();
-    let old = new.clone();
-    let generation = appliance.meta().generation;
-    crate::status::set(&mut new.conditions, "Ready", &Verdict::no("InUse", message.clone()), generation);
-    let api = context.api::<Appliance>();
-    match write(context, &api, appliance, &old, &new, (&old.conditions, &new.conditions)).await {
-        Ok(()) => Error::InUse(message),
-        Err(error) => Error::Kube(error),
+/// Removal waits, and says so, until none are left.
+async fn wait(appliance: &Appliance, context: &Context, what: &str, left: Vec<String>) -> Result<(), Error> {
+    if left.is_empty() {
+        return Ok(());
     }
-}
-
-/// Waits for machines and images, then removes what carries the appliance's mark. Looks at identity only, never at
-/// whether the specification is valid.
-async fn cleanup(appliance: &Appliance, context: &Context) -> Result<Next, Error> {
-    let name = appliance.name_any();
-    let machines = context.machines();
-    let left: Vec<String> =
-        machines.iter().filter(|m| m.spec.appliance == name).map(kube::ResourceExt::name_any).collect();
-    if !left.is_empty() {
-        return Err(wait(appliance, context, format!("waits until these machines are gone: {}", left.join(", "))).await);
-    }
-    let images = context.images();
-    let left: Vec<String> =
-        images.iter().filter(|i| i.spec.appliance == name).map(kube::ResourceExt::name_any).collect();
-    if !left.is_empty() {
-        return Err(wait(appliance, context, format!("waits until these images are gone: {}", left.join(", "))).await);
-    }
-    // Without identity nothing can carry its mark.
-    if let (Ok(id), Ok(instance)) = (Uuid::try_parse(&appliance.spec.id), appliance.spec.instance.parse::<Instance>()) {
-        let host = context.hosts.get(&appliance.spec.libvirt_uri);
-        match host.call(move |libvirt| apply::remove(libvirt, id, &instance)).await {
-            // Never connected: nothing was ever made, and deleting does not wait for creating (law 1).
-            Err(libvirt::Error::NotConnected { .. }) if never_connected(appliance) => {}
-            other => other?,
-        }
-    }
-    let uri = &appliance.spec.libvirt_uri;
-    let others = context.stores.appliances.state();
-    if !others.iter().any(|g| g.0.as_ref().is_ok_and(|a| a.name_any() != name && a.spec.libvirt_uri == *uri)) {
-        context.hosts.forget(uri);
-        context.forget_facts(uri);
-    }
-    if let Some(uid) = appliance.uid() {
-        context.written.forget(&uid);
-    }
-    Ok(Next::await_change())
+    let message = format!("waits until these {what} are gone: {}", left.join(", "));
+    let verdict = Verdict::no("InUse", message.clone());
+    publish(context, appliance, |old, generation| {
+        let mut new = old.clone();
+        crate::status::set(&mut new.conditions, "Ready", &verdict, generation);
+        new
+    })
+    .await?;
+    Err(Error::Waiting(message))
 }

@@ -4,16 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use edge_api::names::FINALIZER;
 use edge_api::virtual_machine_image::ImageVolume;
 use edge_api::{VirtualMachineImage, condition};
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Patch, PatchParams};
-use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action as Next;
-use kube::runtime::finalizer::{self, finalizer};
 use kube::{Resource as _, ResourceExt as _};
-use serde_json::json;
 
 use super::apply::{self, fetch, verify};
 use super::plan::{self, Step};
@@ -25,7 +20,8 @@ use crate::context::Context;
 use crate::errors::chain;
 use crate::libvirt;
 use crate::libvirt::connection::Host;
-use crate::status::{FIELD_MANAGER, Verdict, write};
+use crate::reconcile::{self, Reconcile, note, noted};
+use crate::status::{Verdict, newest};
 
 /// Volumes that an image may have begun to fill, so that its removal finds them even when it never became ready.
 pub const ANNOTATION_VOLUMES: &str = "pcg-edge.io/volumes";
@@ -33,27 +29,18 @@ pub const ANNOTATION_VOLUMES: &str = "pcg-edge.io/volumes";
 /// Reason of an image that never will be ready: its content cannot change.
 const REFUSED: &str = "ImageRefused";
 
-/// Why an image could not be reconciled; tried again with back-off.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server refused.
-    #[error("API server")]
-    Kube(#[from] kube::Error),
-    /// libvirt refused.
-    #[error("libvirt")]
-    Libvirt(#[from] libvirt::Error),
-    /// A layer did not become a volume.
-    #[error(transparent)]
-    Apply(#[from] apply::Error),
-    /// The registry refused.
-    #[error(transparent)]
-    Registry(#[from] registry::Error),
-    /// Finalizer.
-    #[error("finalizer")]
-    Finalizer(#[source] Box<finalizer::Error<Error>>),
-    /// Something must go first.
-    #[error("{0}")]
-    InUse(String),
+type Error = reconcile::Error<apply::Error>;
+
+impl From<apply::Error> for Error {
+    fn from(error: apply::Error) -> Self {
+        Self::Own(error)
+    }
+}
+
+impl From<registry::Error> for Error {
+    fn from(error: registry::Error) -> Self {
+        Self::Own(error.into())
+    }
 }
 
 /// What an attempt came to.
@@ -63,62 +50,87 @@ enum Outcome {
     Waiting(Verdict),
 }
 
-/// Brings one image into its pool.
-pub async fn reconcile(
-    guard: Arc<DeserializeGuard<VirtualMachineImage>>,
-    context: Arc<Context>,
-) -> Result<Next, Error> {
-    let Ok(image) = &guard.0 else { return Ok(Next::await_change()) };
-    context.synced().await;
-    let api = context.api::<VirtualMachineImage>();
-    let next = finalizer(&api, FINALIZER, Arc::new(image.clone()), |event| async {
-        match event {
-            finalizer::Event::Apply(image) => ensure(&image, &context).await,
-            finalizer::Event::Cleanup(image) => cleanup(&image, &context).await,
-        }
-    })
-    .await
-    .map_err(|error| Error::Finalizer(Box::new(error)))?;
-    context.backoff.reset(&("VirtualMachineImage", image.name_any()));
-    Ok(next)
-}
+impl Reconcile for VirtualMachineImage {
+    type Failure = apply::Error;
 
-async fn ensure(image: &VirtualMachineImage, context: &Context) -> Result<Next, Error> {
-    match bring(image, context).await {
-        Ok(Outcome::Ready(volumes)) => {
-            publish(image, context, &Verdict::yes("Ready", "all volumes are there"), Some(&volumes)).await?;
-        }
-        Ok(Outcome::Waiting(verdict)) => publish(image, context, &verdict, None).await?,
-        Err(Error::Apply(apply::Error::Deleted)) => {}
-        // The connection's return is an event.
-        Err(
-            Error::Libvirt(error @ libvirt::Error::NotConnected { .. })
-            | Error::Apply(apply::Error::Libvirt(error @ libvirt::Error::NotConnected { .. })),
-        ) => {
-            let status = image.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-            if !condition::is_true(status, "Ready") {
-                publish(image, context, &Verdict::unknown("NotConnected", chain(&error)), None).await?;
+    async fn ensure(&self, context: &Context) -> Result<Next, Error> {
+        match bring(self, context).await {
+            Ok(Outcome::Ready(volumes)) => {
+                publish(self, context, &Verdict::yes("Ready", "all volumes are there"), Some(&volumes)).await?;
+            }
+            Ok(Outcome::Waiting(verdict)) => publish(self, context, &verdict, None).await?,
+            Err(Error::Own(apply::Error::Deleted)) => {}
+            // The connection's return is an event.
+            Err(
+                Error::Libvirt(error @ libvirt::Error::NotConnected { .. })
+                | Error::Own(apply::Error::Libvirt(error @ libvirt::Error::NotConnected { .. })),
+            ) => {
+                let status = self.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+                if !condition::is_true(status, "Ready") {
+                    publish(self, context, &Verdict::unknown("NotConnected", chain(&error)), None).await?;
+                }
+            }
+            Err(Error::Own(error @ apply::Error::Refused(_))) => {
+                publish(self, context, &Verdict::no(REFUSED, chain(&error)), None).await?;
+            }
+            Err(error) => {
+                let reason = match &error {
+                    Error::Own(
+                        apply::Error::Digest { .. } | apply::Error::Registry(registry::Error::Digest { .. }),
+                    ) => "DigestMismatch",
+                    Error::Own(apply::Error::Registry(_) | apply::Error::Stream { .. }) => "RegistryError",
+                    Error::Own(apply::Error::CorruptInUse(_)) => "VolumeCorrupt",
+                    _ => "LibvirtError",
+                };
+                publish(self, context, &Verdict::no(reason, chain(&error)), None).await?;
+                return Err(error);
             }
         }
-        Err(Error::Apply(error @ apply::Error::Refused(_))) => {
-            publish(image, context, &Verdict::no(REFUSED, chain(&error)), None).await?;
-        }
-        Err(error) => {
-            let reason = match &error {
-                Error::Apply(apply::Error::Digest { .. }) | Error::Registry(registry::Error::Digest { .. }) => {
-                    "DigestMismatch"
-                }
-                Error::Registry(_) | Error::Apply(apply::Error::Registry(_) | apply::Error::Stream { .. }) => {
-                    "RegistryError"
-                }
-                Error::Apply(apply::Error::CorruptInUse(_)) => "VolumeCorrupt",
-                _ => "LibvirtError",
-            };
-            publish(image, context, &Verdict::no(reason, chain(&error)), None).await?;
-            return Err(error);
-        }
+        Ok(Next::requeue(context.times.resync))
     }
-    Ok(Next::requeue(context.times.resync))
+
+    /// Deletes volumes that no other image claims and nothing depends on.
+    async fn cleanup(&self, context: &Context) -> Result<(), Error> {
+        let name = self.name_any();
+        let machines = context.machines();
+        let users: Vec<String> = machines
+            .iter()
+            .filter(|m| m.spec.image.as_deref() == Some(&name) && m.spec.appliance == self.spec.appliance)
+            .map(kube::ResourceExt::name_any)
+            .collect();
+        if !users.is_empty() {
+            let message = format!("cannot be deleted while these machines use it: {}", users.join(", "));
+            publish(self, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
+            return Err(Error::Waiting(message));
+        }
+        let mut volumes = claimed(self);
+        for other in context.images() {
+            if other.name_any() != name && other.spec.appliance == self.spec.appliance {
+                let others = claimed_by_other(&other);
+                volumes.retain(|v| !others.contains(v));
+            }
+        }
+        if !volumes.is_empty() {
+            let Some(appliance) = context.appliance(&self.spec.appliance) else {
+                let message = format!(
+                    "waits for Appliance {} to come back: without it nobody knows where {} volumes are",
+                    self.spec.appliance,
+                    volumes.len()
+                );
+                return Err(Error::Waiting(message));
+            };
+            let host = context.hosts.get(&appliance.spec.libvirt_uri);
+            // Identity only: the rest of the specification may be wrong by now.
+            let pool = format!("{}-{}", appliance.spec.instance, appliance.spec.image_pool);
+            let blocked = host.call(move |libvirt| remove(libvirt, &pool, &volumes)).await?;
+            if !blocked.is_empty() {
+                let message = format!("cannot be deleted while it is below {}", blocked.join(", "));
+                publish(self, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
+                return Err(Error::Waiting(message));
+            }
+        }
+        Ok(())
+    }
 }
 
 async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome, Error> {
@@ -134,8 +146,7 @@ async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome
     let Ok(site) = validate_appliance(&appliance.spec) else {
         return waiting("ApplianceNotReady", format!("waits for Appliance {name}, whose specification is invalid"));
     };
-    let own = image.status.clone().unwrap_or_default();
-    let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
+    let old = newest(context, image);
     let was_ready = condition::is_true(&old.conditions, "Ready");
     let conditions = appliance.status.map(|s| s.conditions).unwrap_or_default();
     // A lost connection says nothing about the volumes.
@@ -201,14 +212,7 @@ async fn present(
 /// Notes the volumes before the first byte, so that removal knows them (law 1).
 async fn claim(image: &VirtualMachineImage, context: &Context, layers: &[Layer]) -> Result<(), Error> {
     let names: Vec<&str> = layers.iter().map(|l| l.volume.as_str()).collect();
-    let names = names.join(" ");
-    if image.annotations().get(ANNOTATION_VOLUMES) == Some(&names) {
-        return Ok(());
-    }
-    let patch = json!({ "metadata": { "annotations": { ANNOTATION_VOLUMES: names } } });
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    context.api::<VirtualMachineImage>().patch_metadata(&image.name_any(), &params, &Patch::Merge(&patch)).await?;
-    Ok(())
+    Ok(note(context, image, ANNOTATION_VOLUMES, &names.join(" ")).await?)
 }
 
 /// What one image's transfer needs.
@@ -276,58 +280,8 @@ async fn publish(
     ready: &Verdict,
     volumes: Option<&[ImageVolume]>,
 ) -> Result<(), Error> {
-    let own = image.status.clone().unwrap_or_default();
-    let old = context.written.newest(image.uid().as_deref(), image.resource_version().as_deref(), own);
-    let new = status::status(&old, image.meta().generation, ready, volumes);
-    let api = context.api::<VirtualMachineImage>();
-    write(context, &api, image, &old, &new, (&old.conditions, &new.conditions)).await?;
-    Ok(())
-}
-
-/// Deletes volumes that no other image claims and nothing depends on.
-async fn cleanup(image: &VirtualMachineImage, context: &Context) -> Result<Next, Error> {
-    let name = image.name_any();
-    let machines = context.machines();
-    let users: Vec<String> = machines
-        .iter()
-        .filter(|m| m.spec.image.as_deref() == Some(&name) && m.spec.appliance == image.spec.appliance)
-        .map(kube::ResourceExt::name_any)
-        .collect();
-    if !users.is_empty() {
-        let message = format!("cannot be deleted while these machines use it: {}", users.join(", "));
-        publish(image, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
-        return Err(Error::InUse(message));
-    }
-    let mut volumes = claimed(image);
-    for other in context.images() {
-        if other.name_any() != name && other.spec.appliance == image.spec.appliance {
-            let others = claimed_by_other(&other);
-            volumes.retain(|v| !others.contains(v));
-        }
-    }
-    if !volumes.is_empty() {
-        let Some(appliance) = context.appliance(&image.spec.appliance) else {
-            let message = format!(
-                "waits for Appliance {} to come back: without it nobody knows where {} volumes are",
-                image.spec.appliance,
-                volumes.len()
-            );
-            return Err(Error::InUse(message));
-        };
-        let host = context.hosts.get(&appliance.spec.libvirt_uri);
-        // Identity only: the rest of the specification may be wrong by now.
-        let pool = format!("{}-{}", appliance.spec.instance, appliance.spec.image_pool);
-        let blocked = host.call(move |libvirt| remove(libvirt, &pool, &volumes)).await?;
-        if !blocked.is_empty() {
-            let message = format!("cannot be deleted while it is below {}", blocked.join(", "));
-            publish(image, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
-            return Err(Error::InUse(message));
-        }
-    }
-    if let Some(uid) = image.uid() {
-        context.written.forget(&uid);
-    }
-    Ok(Next::await_change())
+    let renew = |old: &_, generation| status::status(old, generation, ready, volumes);
+    Ok(crate::status::publish(context, image, renew).await?)
 }
 
 /// Volumes that an image has or may have. What a refused image noted it will never use.
@@ -341,9 +295,8 @@ fn claimed_by_other(image: &VirtualMachineImage) -> BTreeSet<String> {
 
 /// Volumes that an image has or may have.
 fn claimed(image: &VirtualMachineImage) -> BTreeSet<String> {
-    let noted = image.annotations().get(ANNOTATION_VOLUMES).map(String::as_str).unwrap_or_default();
     let recorded = image.status.iter().flat_map(|s| s.volumes.iter().map(|v| v.name.clone()));
-    noted.split_whitespace().map(ToOwned::to_owned).chain(recorded).collect()
+    noted(image, ANNOTATION_VOLUMES).map(ToOwned::to_owned).chain(recorded).collect()
 }
 
 /// Deletes what nothing depends on; says what something does.

@@ -4,9 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use edge_api::VirtualMachine;
-use kube::ResourceExt as _;
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
 
 use super::observe::Observed;
 use super::plan::{self, Action, Blocked};
@@ -17,7 +14,7 @@ use crate::libvirt::capabilities::Accelerator;
 use crate::libvirt::connection::Host;
 use crate::libvirt::volumes::NewVolume;
 use crate::libvirt::{self, Hypervisor};
-use crate::status::FIELD_MANAGER;
+use crate::reconcile::{note, noted};
 
 /// Disks that were made for a machine, separated by spaces. One of them missing is lost data, not a disk to make.
 pub const ANNOTATION_DISKS: &str = "pcg-edge.io/disks";
@@ -49,7 +46,7 @@ pub async fn apply(
         tracing::info!(machine = machine.object, ?action, "machine");
         let id = machine.id;
         match action {
-            Action::RecordDisks(disks) => record(context, object, &disks).await?,
+            Action::RecordDisks(disks) => note(context, object, ANNOTATION_DISKS, &plan::join(&disks)).await?,
             Action::CreateVolume { pool, name, volume } => {
                 host.call(move |libvirt| libvirt.create_volume(&pool, &volume.xml(&name))).await?;
             }
@@ -98,17 +95,9 @@ pub async fn apply(
     Ok(())
 }
 
-async fn record(context: &Context, object: &VirtualMachine, disks: &BTreeSet<String>) -> Result<(), Error> {
-    let patch = json!({ "metadata": { "annotations": { ANNOTATION_DISKS: plan::join(disks) } } });
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    context.api::<VirtualMachine>().patch_metadata(&object.name_any(), &params, &Patch::Merge(&patch)).await?;
-    Ok(())
-}
-
 /// Disks that the object says were made.
 pub fn recorded(object: &VirtualMachine) -> BTreeSet<String> {
-    let noted = object.annotations().get(ANNOTATION_DISKS).map(String::as_str).unwrap_or_default();
-    noted.split_whitespace().map(ToOwned::to_owned).collect()
+    noted(object, ANNOTATION_DISKS).map(ToOwned::to_owned).collect()
 }
 
 fn write_config(

@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edge_api::names::FINALIZER;
 use edge_api::virtual_machine::{Phase, PowerState};
 use edge_api::{ConditionStatus, VirtualMachine, condition};
 use k8s_openapi::api::core::v1::Secret;
-use kube::core::DeserializeGuard;
+use kube::ResourceExt as _;
 use kube::runtime::controller::Action as Next;
-use kube::runtime::finalizer::{self, finalizer};
-use kube::{Resource as _, ResourceExt as _};
 use uuid::Uuid;
 
 use super::apply::{self, apply};
@@ -27,69 +24,58 @@ use crate::errors::chain;
 use crate::libvirt::capabilities::Accelerator;
 use crate::libvirt::connection::Host;
 use crate::libvirt::{self, AddressSource, DomainFacts, DomainState};
-use crate::status::{Verdict, write};
+use crate::reconcile::{self, Reconcile};
+use crate::status::Verdict;
 
-/// Why a machine could not be reconciled; tried again with back-off.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server refused.
-    #[error("API server")]
-    Kube(#[from] kube::Error),
-    /// libvirt refused.
-    #[error("libvirt")]
-    Libvirt(#[from] libvirt::Error),
-    /// A plan could not be carried out.
-    #[error(transparent)]
-    Apply(#[from] apply::Error),
-    /// Finalizer.
-    #[error("finalizer")]
-    Finalizer(#[source] Box<finalizer::Error<Error>>),
-    /// Something must come back first.
-    #[error("{0}")]
-    Waiting(String),
+type Error = reconcile::Error<apply::Error>;
+
+impl From<apply::Error> for Error {
+    fn from(error: apply::Error) -> Self {
+        Self::Own(error)
+    }
 }
 
-/// Brings one machine to what its specification says.
-pub async fn reconcile(guard: Arc<DeserializeGuard<VirtualMachine>>, context: Arc<Context>) -> Result<Next, Error> {
-    let Ok(machine) = &guard.0 else { return Ok(Next::await_change()) };
-    context.synced().await;
-    let api = context.api::<VirtualMachine>();
-    let next = finalizer(&api, FINALIZER, Arc::new(machine.clone()), |event| async {
-        match event {
-            finalizer::Event::Apply(machine) => ensure(&machine, &context).await,
-            finalizer::Event::Cleanup(machine) => cleanup(&machine, &context).await,
-        }
-    })
-    .await
-    .map_err(|error| Error::Finalizer(Box::new(error)))?;
-    context.backoff.reset(&("VirtualMachine", machine.name_any()));
-    Ok(next)
-}
+impl Reconcile for VirtualMachine {
+    type Failure = apply::Error;
 
-async fn ensure(machine: &VirtualMachine, context: &Context) -> Result<Next, Error> {
-    match bring(machine, context).await {
-        Ok((findings, next)) => {
-            publish(machine, context, &findings).await?;
-            Ok(Next::requeue(next))
+    async fn ensure(&self, context: &Context) -> Result<Next, Error> {
+        match bring(self, context).await {
+            Ok((findings, next)) => {
+                publish(self, context, &findings).await?;
+                Ok(Next::requeue(next))
+            }
+            Err(error) => {
+                let (phase, reason) = match &error {
+                    // The connection's return is an event.
+                    Error::Libvirt(lost @ libvirt::Error::NotConnected { .. }) => {
+                        publish(self, context, &not_connected(self, chain(lost))).await?;
+                        return Ok(Next::requeue(context.times.resync));
+                    }
+                    Error::Own(apply::Error::Blocked(blocked)) => (Some(Phase::Pending), blocked.reason),
+                    Error::Kube(_) | Error::Own(apply::Error::Kube(_)) => return Err(error),
+                    _ => (None, "LibvirtError"),
+                };
+                let phase = phase.or_else(|| Some(self.status.as_ref()?.phase)).unwrap_or_default();
+                // Something may have been made already, which removal must know.
+                let phase = if phase == Phase::Pending { Phase::Preparing } else { phase };
+                let verdict = Verdict::no(reason, chain(&error));
+                publish(self, context, &Findings::waiting(phase, verdict)).await?;
+                Err(error)
+            }
         }
-        Err(error) => {
-            let (phase, reason) = match &error {
-                // The connection's return is an event.
-                Error::Libvirt(lost @ libvirt::Error::NotConnected { .. }) => {
-                    publish(machine, context, &not_connected(machine, chain(lost))).await?;
-                    return Ok(Next::requeue(context.times.resync));
-                }
-                Error::Apply(apply::Error::Blocked(blocked)) => (Some(Phase::Pending), blocked.reason),
-                Error::Kube(_) | Error::Apply(apply::Error::Kube(_)) => return Err(error),
-                _ => (None, "LibvirtError"),
-            };
-            let phase = phase.or_else(|| Some(machine.status.as_ref()?.phase)).unwrap_or_default();
-            // Something may have been made already, which removal must know.
-            let phase = if phase == Phase::Pending { Phase::Preparing } else { phase };
-            let verdict = Verdict::no(reason, chain(&error));
-            publish(machine, context, &Findings::waiting(phase, verdict)).await?;
-            Err(error)
+    }
+
+    async fn cleanup(&self, context: &Context) -> Result<(), Error> {
+        // Without an identity nothing was ever made either.
+        if let Ok(id) = Uuid::try_parse(&self.spec.id) {
+            match remove(self, context, id).await {
+                // Deleting does not wait for what creating waited for (law 1).
+                Err(Error::Waiting(_) | Error::Libvirt(libvirt::Error::NotConnected { .. })) if nothing_made(self) => {}
+                other => other?,
+            }
+            context.memories.forget(id);
         }
+        Ok(())
     }
 }
 
@@ -313,12 +299,8 @@ fn image(object: &VirtualMachine, context: &Context) -> (Option<ImageVolumes>, W
 }
 
 async fn publish(machine: &VirtualMachine, context: &Context, findings: &Findings) -> Result<(), Error> {
-    let own = machine.status.clone().unwrap_or_default();
-    let old = context.written.newest(machine.uid().as_deref(), machine.resource_version().as_deref(), own);
-    let new = status::status(&old, machine.meta().generation, findings);
-    let api = context.api::<VirtualMachine>();
-    write(context, &api, machine, &old, &new, (&old.conditions, &new.conditions)).await?;
-    Ok(())
+    let renew = |old: &_, generation| status::status(old, generation, findings);
+    Ok(crate::status::publish(context, machine, renew).await?)
 }
 
 /// Whether nothing can have been made for a machine: before the first act its phase is `Preparing`, then its disks are
@@ -328,22 +310,6 @@ fn nothing_made(machine: &VirtualMachine) -> bool {
     apply::recorded(machine).is_empty()
         && status.domain.is_none()
         && matches!(status.phase, Phase::Pending | Phase::Failed)
-}
-
-async fn cleanup(machine: &VirtualMachine, context: &Context) -> Result<Next, Error> {
-    // Without an identity nothing was ever made either.
-    if let Ok(id) = Uuid::try_parse(&machine.spec.id) {
-        match remove(machine, context, id).await {
-            // Deleting does not wait for what creating waited for (law 1).
-            Err(Error::Waiting(_) | Error::Libvirt(libvirt::Error::NotConnected { .. })) if nothing_made(machine) => {}
-            other => other?,
-        }
-        context.memories.forget(id);
-    }
-    if let Some(uid) = machine.uid() {
-        context.written.forget(&uid);
-    }
-    Ok(Next::await_change())
 }
 
 async fn remove(machine: &VirtualMachine, context: &Context, id: Uuid) -> Result<(), Error> {
