@@ -1,4 +1,5 @@
-//! What the guests share: a Debian tree with a kernel, its modules, and the artifact that a VM image is.
+//! What the guests share: a Debian tree with a kernel, its modules, an initial RAM disk that mounts a disk, the disk,
+//! and the artifact that a VM image is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,20 +8,28 @@ use edge_api::bundle::{ANNOTATION_VIRTUAL_SIZE, VM_DISK_QCOW2, VM_IMAGE_ARTIFACT
 
 use crate::build::{Context, Error, Result};
 use crate::debian;
-use crate::layer::Tree;
+use crate::layer::{Source, Tree};
 use crate::oci::{Layout, io_at};
-use crate::pins::DEBIAN;
+use crate::pins::{DEBIAN, Packages};
 use crate::process::Tool;
 
 /// The kernel package would build an initial RAM disk of its own for a minute; ours are made here.
 const NO_INITRD: &str = "path-exclude=/etc/kernel/postinst.d/initramfs-tools";
 
-/// Key of the tree.
+/// First process of the initial RAM disk of guests with a disk.
+pub const INIT: &str = include_str!("../files/guest/init");
+
+/// Key of the tree of the router and the tiny guest.
 pub fn key() -> String {
-    debian::key("guest-tree", &DEBIAN.guest).with("exclude", NO_INITRD).finish()
+    tree_key("guest-tree", &DEBIAN.guest)
 }
 
-/// The Debian tree of all guests.
+/// Key of a tree of these packages.
+pub fn tree_key(name: &str, packages: &Packages) -> String {
+    debian::key(name, packages).with("exclude", NO_INITRD).finish()
+}
+
+/// A Debian tree with a kernel.
 #[derive(Debug)]
 pub struct Guest {
     /// Root of the tree.
@@ -29,12 +38,17 @@ pub struct Guest {
     pub release: String,
 }
 
-/// The tree, in the cache.
+/// The tree of the router and the tiny guest.
 pub fn ensure(context: &Context) -> Result<Guest> {
-    let dir = context.artifact("guest-tree", &key(), 1, |staging, task| {
+    ensure_tree(context, "guest-tree", &DEBIAN.guest)
+}
+
+/// A tree of these packages.
+pub fn ensure_tree(context: &Context, name: &str, packages: &Packages) -> Result<Guest> {
+    let dir = context.artifact(name, &tree_key(name, packages), 1, |staging, task| {
         task.step("mmdebstrap");
         let root = staging.join("tree");
-        debian::mmdebstrap(&DEBIAN.guest).arg(format!("--dpkgopt={NO_INITRD}")).arg(&DEBIAN.suite).arg(&root).run()?;
+        debian::mmdebstrap(packages).arg(format!("--dpkgopt={NO_INITRD}")).arg(&DEBIAN.suite).arg(&root).run()?;
         Ok(())
     })?;
     let root = dir.join("tree");
@@ -69,11 +83,60 @@ impl Guest {
                 .arg(&plain)
                 .hint("install xz-utils")
                 .run()?;
-            tree.file(&format!("mod/{name}.ko"), 0o644, crate::layer::Source::Path(plain));
+            tree.file(&format!("mod/{name}.ko"), 0o644, Source::Path(plain));
             loaded.push(name);
         }
         Ok(loaded)
     }
+
+    /// Writes an initial RAM disk that loads these modules, mounts the disk of `root=` and hands over to its init.
+    pub fn write_initrd(&self, to: &Path, modules: &[&str], scratch: &Path) -> Result<()> {
+        let mut tree = Tree::default();
+        for dir in ["bin", "dev"] {
+            tree.dir(dir, 0o755);
+        }
+        tree.program("bin/busybox", self.root.join("usr/bin/busybox"));
+        tree.symlink("bin/sh", "busybox");
+        let modules = self.add_modules(&mut tree, modules, scratch)?;
+        tree.file("init", 0o755, Source::Bytes(INIT.replace("@MODULES@", &modules.join(" ")).into()));
+        Ok(tree.write_initrd(to)?)
+    }
+
+    /// A copy of the tree without these paths, to be filled.
+    pub fn copy(&self, to: &Path, without: &[&str]) -> Result<()> {
+        Tool::new("cp", "coreutils").args(["-a", "--reflink=auto"]).arg(&self.root).arg(to).run()?;
+        for path in without {
+            let path = to.join(path);
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io_at("remove", &path)(error).into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes an ext4 file system of this size with a root's content; `raw` is that file.
+pub fn write_ext4(root: &Path, label: &str, bytes: u64, raw: &Path) -> Result<()> {
+    Tool::new("truncate", "coreutils").args(["-s", &bytes.to_string()]).arg(raw).run()?;
+    // No reserved blocks; inode tables and journal made now, so that no thread does it at the guest's first boot.
+    Tool::new("mke2fs", "e2fsprogs")
+        .args(["-q", "-t", "ext4", "-m", "0", "-L", label, "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d"])
+        .args([root, raw])
+        .run()?;
+    Ok(())
+}
+
+/// Writes a raw disk as compressed qcow2.
+pub fn write_qcow2(raw: &Path, to: &Path) -> Result<()> {
+    Tool::new("qemu-img", "qemu-utils")
+        .args(["convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd"])
+        .args([raw, to])
+        .run()?;
+    Ok(())
 }
 
 fn module_name(path: &str) -> String {

@@ -7,10 +7,9 @@ use crate::build::{Context, Result, mkdir};
 use crate::cache::Key;
 use crate::containers::Built;
 use crate::guest::{self, Guest};
-use crate::layer::{Source, Tree};
+use crate::layer::Tree;
 use crate::oci::{io_at, sha256_file};
 use crate::pins::DEBIAN;
-use crate::process::Tool;
 
 /// Full reference.
 pub const NAME: &str = "pcg-edge.io/vm/router:1";
@@ -18,7 +17,6 @@ pub const NAME: &str = "pcg-edge.io/vm/router:1";
 /// Size of the disk; ext4 grows with a larger overlay at boot.
 const DISK_BYTES: u64 = 1 << 30;
 
-const INIT: &str = include_str!("../site-router/files/init");
 const UDEV_TRIGGER: &str = include_str!("../site-router/files/udev-trigger.conf");
 const UNITS: &[(&str, &str)] = &[
     ("dnsmasq.service", include_str!("../site-router/files/dnsmasq.service")),
@@ -67,7 +65,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
     let (digest, _) = sha256_file(&program)?;
     let key = UNITS.iter().fold(Key::new("router"), |key, (name, text)| key.with(name, text));
     let key = key
-        .with("init", INIT)
+        .with("init", guest::INIT)
         .with("udev", UDEV_TRIGGER)
         .with("program", digest)
         .with("recipe", include_str!("router_image.rs"));
@@ -83,31 +81,14 @@ pub fn ensure(context: &Context) -> Result<Built> {
         mkdir(&scratch)?;
         task.step("initial RAM disk");
         let initrd = scratch.join("initrd");
-        let mut tree = Tree::default();
-        for dir in ["bin", "dev"] {
-            tree.dir(dir, 0o755);
-        }
-        tree.program("bin/busybox", guest.root.join("usr/bin/busybox"));
-        tree.symlink("bin/sh", "busybox");
-        let modules = guest.add_modules(&mut tree, MODULES, &scratch)?;
-        tree.file("init", 0o755, Source::Bytes(INIT.replace("@MODULES@", &modules.join(" ")).into()));
-        tree.write_initrd(&initrd)?;
+        guest.write_initrd(&initrd, MODULES, &scratch)?;
         task.step("file system");
         let root = fill(&guest, &program, &scratch)?;
         let raw = scratch.join("raw");
-        Tool::new("truncate", "coreutils").args(["-s", &DISK_BYTES.to_string()]).arg(&raw).run()?;
-        // No reserved blocks; inode tables and journal made now, so that no thread does it at the guest's first boot.
-        Tool::new("mke2fs", "e2fsprogs")
-            .args(["-q", "-t", "ext4", "-m", "0", "-L", "router", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
-            .arg("-d")
-            .args([&root, &raw])
-            .run()?;
+        guest::write_ext4(&root, "router", DISK_BYTES, &raw)?;
         task.step("qcow2");
         let disk = scratch.join("disk.qcow2");
-        Tool::new("qemu-img", "qemu-utils")
-            .args(["convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd"])
-            .args([&raw, &disk])
-            .run()?;
+        guest::write_qcow2(&raw, &disk)?;
         task.step("layout");
         guest::write_image(staging, NAME, &guest.kernel(), &initrd, Some((&disk, DISK_BYTES)))?;
         std::fs::remove_dir_all(&scratch).map_err(io_at("remove", &scratch))?;
@@ -119,17 +100,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
 /// A copy of the guest tree with what makes it a router.
 fn fill(guest: &Guest, program: &Path, scratch: &Path) -> Result<std::path::PathBuf> {
     let root = scratch.join("root");
-    Tool::new("cp", "coreutils").args(["-a", "--reflink=auto"]).arg(&guest.root).arg(&root).run()?;
-    for path in REMOVED {
-        let path = root.join(path);
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io_at("remove", &path)(error).into());
-            }
-            _ => {}
-        }
-    }
+    guest.copy(&root, REMOVED)?;
     let mut tree = Tree::default();
     let units = "etc/systemd/system";
     for (unit, text) in UNITS {
