@@ -37,15 +37,16 @@ impl Group {
         format!("{}@{}", self.module, self.version())
     }
 
-    /// Linker flags: stripped, and for Kubernetes its version.
+    /// Linker flags: stripped, and with the version where programs report it.
     pub fn ldflags(&self) -> String {
-        if self.name != "kubernetes" {
-            return "-s -w ".to_owned();
-        }
+        let package = match self.name {
+            "kubernetes" => "k8s.io/component-base/version",
+            "cluster-api" => "sigs.k8s.io/cluster-api/version",
+            _ => return "-s -w ".to_owned(),
+        };
         let version = self.version();
         let mut parts = version.trim_start_matches('v').split('.');
         let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let package = "k8s.io/component-base/version";
         format!(
             "-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
              -X {package}.gitTreeState=clean"
@@ -66,7 +67,7 @@ macro_rules! group {
     };
 }
 
-/// Every group, the longest to build first.
+/// The groups of the system cluster, the longest to build first.
 pub const GROUPS: &[Group] = &[
     group!(
         "kubernetes",
@@ -116,15 +117,52 @@ pub const GROUPS: &[Group] = &[
     group!("coredns", "github.com/coredns/coredns", [("coredns", "github.com/coredns/coredns")]),
 ];
 
+/// The groups of workload clusters. Apart, so that a change here rebuilds nothing of the system cluster's.
+pub const CLUSTER_GROUPS: &[Group] = &[
+    group!(
+        "cluster-api",
+        "sigs.k8s.io/cluster-api",
+        [
+            ("cluster-api-controller", "sigs.k8s.io/cluster-api/core"),
+            ("clusterctl", "sigs.k8s.io/cluster-api/cmd/clusterctl"),
+            ("kubeadm-bootstrap-controller", "sigs.k8s.io/cluster-api/bootstrap/kubeadm"),
+            ("kubeadm-control-plane-controller", "sigs.k8s.io/cluster-api/controlplane/kubeadm"),
+        ]
+    ),
+    group!(
+        "metallb",
+        "go.universe.tf/metallb",
+        [
+            ("metallb-controller", "go.universe.tf/metallb/controller"),
+            ("metallb-speaker", "go.universe.tf/metallb/speaker"),
+        ]
+    ),
+    group!(
+        "metrics-server",
+        "sigs.k8s.io/metrics-server",
+        [("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")]
+    ),
+    group!(
+        "local-path-provisioner",
+        "github.com/rancher/local-path-provisioner",
+        [("local-path-provisioner", "github.com/rancher/local-path-provisioner")]
+    ),
+];
+
+/// Every group.
+pub fn groups() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().chain(CLUSTER_GROUPS)
+}
+
 /// The group of this name.
 pub fn group(name: &str) -> Option<&'static Group> {
-    GROUPS.iter().find(|group| group.name == name)
+    groups().find(|group| group.name == name)
 }
 
 /// `module@version` of the group that has this program.
 pub fn source_of(program: &str) -> String {
     let has = |group: &&Group| group.programs.iter().any(|(name, _)| *name == program);
-    GROUPS.iter().find(has).map_or_else(|| "unknown".to_owned(), Group::source)
+    groups().find(has).map_or_else(|| "unknown".to_owned(), Group::source)
 }
 
 /// Kubernetes version, with its `v`.
@@ -144,6 +182,8 @@ pub struct Debian {
     pub container: Packages,
     /// Packages of the guest tree.
     pub guest: Packages,
+    /// Packages of the Kubernetes guest.
+    pub kubernetes_guest: Packages,
 }
 
 /// Packages of one image, beside the essential ones and apt.
@@ -169,6 +209,7 @@ pub static DEBIAN: LazyLock<Debian> = LazyLock::new(|| {
         node: none(),
         container: none(),
         guest: none(),
+        kubernetes_guest: none(),
     })
 });
 
@@ -179,14 +220,14 @@ mod tests {
     #[test]
     fn every_group_has_a_version_and_its_programs_are_in_tools_go() {
         let mut names = std::collections::BTreeSet::new();
-        for group in GROUPS {
+        for group in groups() {
             assert!(group.version().starts_with('v'), "{}: {}", group.name, group.version());
             for (name, package) in group.programs {
                 assert!(names.insert(name), "{name} twice");
                 assert!(group.tools.contains(&format!("\"{package}\"")), "{package}");
             }
         }
-        assert_eq!(names.len(), 21);
+        assert_eq!(names.len(), 29);
     }
 
     #[test]
@@ -202,7 +243,7 @@ mod tests {
     fn debian_pins_parse() {
         let pins: Debian = toml::from_str(include_str!("../pins/debian.toml")).unwrap();
         assert!(!pins.suite.is_empty());
-        for packages in [&pins.node.packages, &pins.container.packages, &pins.guest.packages] {
+        for Packages { packages } in [&pins.node, &pins.container, &pins.guest, &pins.kubernetes_guest] {
             assert!(packages.is_sorted(), "{packages:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! Go programs, each group in its own folder of the cache, and one folder with hard links to all.
+//! Go programs, each group in its own folder of the cache, and one folder with hard links to those of the system
+//! cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -9,12 +10,13 @@ use crate::pins::{GROUPS, Group};
 use crate::process::Tool;
 use crate::progress::Task;
 
-/// Key of the folder with all programs.
+/// Key of the folder with the system cluster's programs.
 pub fn key() -> String {
     GROUPS.iter().fold(Key::new("programs"), |key, group| key.with(group.name, group_key(group))).finish()
 }
 
-fn group_key(group: &Group) -> String {
+/// Key of a group's folder.
+pub fn group_key(group: &Group) -> String {
     let programs: Vec<_> = group.programs.iter().map(|(name, package)| format!("{name}={package}")).collect();
     Key::new(group.name)
         .with("go.mod", group.go_mod)
@@ -24,7 +26,13 @@ fn group_key(group: &Group) -> String {
         .finish()
 }
 
-/// The folder with all programs.
+/// The folder of this group of the pins.
+pub fn ensure_group(context: &Context, group: &Group) -> Result<PathBuf> {
+    let name = format!("go-{}", group.name);
+    context.artifact(&name, &group_key(group), group.programs.len(), |staging, task| build_group(group, staging, task))
+}
+
+/// The folder with the system cluster's programs.
 pub fn ensure(context: &Context) -> Result<PathBuf> {
     let key = key();
     let path = context.cache.path("programs", &key);
@@ -33,11 +41,7 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
     }
     let mut built = Vec::new();
     for group in GROUPS {
-        let name = format!("go-{}", group.name);
-        let dir = context.artifact(&name, &group_key(group), group.programs.len(), |staging, task| {
-            build_group(group, staging, task)
-        })?;
-        built.push((group, dir));
+        built.push((group, ensure_group(context, group)?));
     }
     context.artifact("programs", &key, 1, |staging, task| {
         task.step("linking");
@@ -51,28 +55,45 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
 }
 
 fn build_group(group: &Group, staging: &Path, task: &Task) -> Result<()> {
-    let module = staging.join("module");
-    mkdir(&module)?;
-    write(&module.join("go.mod"), group.go_mod)?;
-    write(&module.join("go.sum"), group.go_sum)?;
-    write(&module.join("tools.go"), group.tools)?;
-    let go = || {
+    let module = Module::create(group, staging.join("module"))?;
+    for (program, package) in group.programs {
+        task.step(program);
+        module
+            .go()
+            .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &group.ldflags(), "-o"])
+            .arg(staging.join(program))
+            .arg(package)
+            .run()?;
+    }
+    module.remove()
+}
+
+/// A folder with a group's pins as a Go module, to run Go in.
+pub struct Module(PathBuf);
+
+impl Module {
+    /// Writes the files.
+    pub fn create(group: &Group, dir: PathBuf) -> Result<Self> {
+        mkdir(&dir)?;
+        write(&dir.join("go.mod"), group.go_mod)?;
+        write(&dir.join("go.sum"), group.go_sum)?;
+        write(&dir.join("tools.go"), group.tools)?;
+        Ok(Self(dir))
+    }
+
+    /// Go, in this module.
+    pub fn go(&self) -> Tool {
         let tool = Tool::new("go", "golang-go (bookworm: from backports)")
             .env("CGO_ENABLED", "0")
             .env("GOWORK", "off")
-            .dir(&module);
+            .dir(&self.0)
+            .hint("check that the Go module proxy can be reached (go env GOPROXY) and that the disk is not full");
         // The modules ask for a newer Go than Debian may have; Go then fetches it as a module.
         if std::env::var_os("GOTOOLCHAIN").is_some() { tool } else { tool.env("GOTOOLCHAIN", "auto") }
-    };
-    let hint = "check that the Go module proxy can be reached (go env GOPROXY) and that the disk is not full";
-    for (program, package) in group.programs {
-        task.step(program);
-        go().args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &group.ldflags(), "-o"])
-            .arg(staging.join(program))
-            .arg(package)
-            .hint(hint)
-            .run()?;
     }
-    std::fs::remove_dir_all(&module).map_err(crate::oci::io_at("remove", &module))?;
-    Ok(())
+
+    /// Removes the folder.
+    pub fn remove(self) -> Result<()> {
+        Ok(std::fs::remove_dir_all(&self.0).map_err(crate::oci::io_at("remove", &self.0))?)
+    }
 }
