@@ -30,6 +30,7 @@ pub fn health(object: &Value) -> Health {
         },
         ("apiextensions.k8s.io", "CustomResourceDefinition") => condition(object, "Established", true),
         ("apiregistration.k8s.io", "APIService") => condition(object, "Available", true),
+        (edge_api::names::GROUP, "VirtualMachine") => machine(object),
         (edge_api::names::GROUP, _) => condition(object, "Ready", true),
         _ => condition(object, "Ready", false),
     }
@@ -82,6 +83,18 @@ fn pod(object: &Value) -> Health {
             Health::Failed(object["status"]["message"].as_str().unwrap_or("a container failed").to_owned())
         }
         _ => condition(object, "Ready", true),
+    }
+}
+
+/// A machine that restarts with its configuration does its work with the configuration that it should have. With
+/// `onConfigChange: Wait` a restart that is due is a notice.
+///
+/// Both conditions speak of the newest generation only. That covers the content of Secrets as far as a new content is a
+/// change of the machine, too: rendered Secrets are named by what they hold, and are written before it.
+fn machine(object: &Value) -> Health {
+    match condition(object, "Ready", true) {
+        Health::Healthy if object["spec"]["onConfigChange"] == "Restart" => condition(object, "ConfigCurrent", true),
+        ready => ready,
     }
 }
 
@@ -167,6 +180,29 @@ mod tests {
         assert_eq!(of(ready("True", 1)), waiting("its newest change has not been looked at"));
         assert_eq!(of(ready("False", 2)), waiting("ImageNotReady: image is at 40 %"));
         assert_eq!(of(ready("True", 2)), Health::Healthy);
+    }
+
+    #[test]
+    fn a_machine_that_restarts_with_its_configuration_runs_with_it() {
+        let of = |policy: &str, conditions: Value| {
+            health(
+                &json!({"apiVersion": "pcg-edge.io/v1alpha1", "kind": "VirtualMachine", "metadata": {"generation": 2},
+                "spec": {"onConfigChange": policy}, "status": {"observedGeneration": 2, "conditions": conditions}}),
+            )
+        };
+        let is = |name: &str, status: &str, observed: i64| json!({"type": name, "status": status, "observedGeneration": observed, "reason": "R", "message": "m"});
+        let ready = is("Ready", "True", 2);
+        for (config, verdict) in [
+            (is("ConfigCurrent", "True", 2), Health::Healthy),
+            (is("ConfigCurrent", "False", 2), waiting("R: m")),
+            (is("ConfigCurrent", "True", 1), waiting("its newest change has not been looked at")),
+            (is("Other", "True", 2), waiting("has no condition ConfigCurrent yet")),
+        ] {
+            assert_eq!(of("Restart", json!([ready, config])), verdict);
+            assert_eq!(of("Wait", json!([ready, config])), Health::Healthy);
+        }
+        let both = json!([is("Ready", "False", 2), is("ConfigCurrent", "True", 2)]);
+        assert_eq!(of("Restart", both), waiting("R: m"));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The example's profile against a real API server with our CRDs: what is rendered is valid, and a second pass writes
 //! nothing. The test plays the controllers that would make workloads available and machines ready.
 
-#![allow(clippy::unwrap_used, reason = "this is a test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "this is a test")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use edge_api::agent::{Application, StepState};
 use edge_api::names::NAMESPACE;
 use edge_api::{VirtualMachine, VirtualMachineImage};
 use edge_layers::{Context, Helm, Report, apply};
@@ -18,10 +19,11 @@ use edge_tests::control_plane::programs_dir;
 use edge_tests::wait::{Seen, eventually};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, NamespaceResourceScope};
 use kube::{Client, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 fn rendered(scratch: &Path, dhcp_end: &str) -> Vec<RenderedLayer> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/site/profile");
@@ -67,12 +69,24 @@ where
     let status = if resource.kind == "Deployment" {
         json!({"observedGeneration": generation, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1})
     } else {
-        let ready = json!({"type": "Ready", "status": "True", "reason": "AsAsked", "message": "",
-            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation});
-        json!({"observedGeneration": generation, "conditions": [ready]})
+        json!({"observedGeneration": generation, "conditions": [
+            condition("Ready", true, generation), condition("ConfigCurrent", true, generation),
+        ]})
     };
     let patch = Patch::Merge(json!({"status": status}));
     api.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+fn condition(name: &str, holds: bool, generation: Option<i64>) -> Value {
+    json!({"type": name, "status": if holds { "True" } else { "False" }, "reason": if holds { "AsAsked" } else { "Due" },
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation})
+}
+
+/// Names of the Secrets in our namespace.
+async fn secrets(client: &Client) -> Vec<String> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let all = api.list(&ListParams::default()).await.unwrap();
+    all.iter().filter(|s| s.type_.as_deref() == Some("pcg-edge.io/guest-files")).map(ResourceExt::name_any).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,13 +108,14 @@ async fn the_example_is_applied_and_followed() {
     };
     let observer = |_| {};
     let (result, ()) = tokio::join!(apply(&ctx, &layers, &observer), controllers);
+    let [files] = &secrets(&client).await[..] else { panic!("one Secret") };
     assert_eq!(
         result.unwrap().written,
         [
             "Release web/web",
             "ConfigMap default/site-info",
             "VirtualMachineImage pcg-edge-system/router-aaaaaaaaaaaa",
-            "Secret pcg-edge-system/router-files",
+            &format!("Secret pcg-edge-system/{files}"),
             "VirtualMachine pcg-edge-system/router",
             "VirtualMachineImage pcg-edge-system/tiny-bbbbbbbbbbbb",
             "VirtualMachine pcg-edge-system/client",
@@ -110,13 +125,49 @@ async fn the_example_is_applied_and_followed() {
     assert_eq!(apply(&ctx, &layers, &observer).await.unwrap(), Report::default());
     assert_eq!(plane.audit().writes_since(mark, |_| true).unwrap(), []);
 
-    // a new range reaches the router's files, and neither the machine's object nor the client.
+    // a new range reaches the router's files and the router, and not the client.
     let vms: Api<VirtualMachine> = Api::namespaced(client.clone(), NAMESPACE);
-    let before = vms.get("router").await.unwrap();
-    let report = apply(&ctx, &rendered(scratch.path(), "192.168.200.180"), &observer).await.unwrap();
-    assert_eq!(report.written, ["ConfigMap default/site-info", "Secret pcg-edge-system/router-files"]);
-    assert_eq!(vms.get("router").await.unwrap().resource_version(), before.resource_version());
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    let config = secrets.get("router-files").await.unwrap().data.unwrap().remove("config.xml").unwrap();
+    let tiny = vms.get("client").await.unwrap();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let observer = move |application: Application| drop(tell.send(application));
+    let edited = rendered(scratch.path(), "192.168.200.180");
+    let operator = async {
+        let mut waits_for = async |missing: &str| {
+            let waits = async {
+                loop {
+                    let application: Application = told.recv().await.unwrap();
+                    assert!(
+                        (&*application.name, application.state) != ("router", StepState::Ready),
+                        "before {missing}"
+                    );
+                    if application.name == "router" && application.message.ends_with(missing) {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_mins(1), waits).await.unwrap_or_else(|_| panic!("{missing}"));
+        };
+        // What it said of the old files is of no account.
+        waits_for("its newest change has not been looked at").await;
+        assert_eq!(secrets(&client).await.len(), 2, "the guest that still runs has its own");
+        let say = async |current: bool| {
+            let generation = vms.get("router").await.unwrap().metadata.generation;
+            let conditions = [condition("Ready", true, generation), condition("ConfigCurrent", current, generation)];
+            let patch = Patch::Merge(json!({"status": {"observedGeneration": generation, "conditions": conditions}}));
+            vms.patch_status("router", &PatchParams::default(), &patch).await.unwrap();
+        };
+        say(false).await;
+        waits_for("VirtualMachine pcg-edge-system/router: Due").await;
+        say(true).await;
+    };
+    let (report, ()) = tokio::join!(apply(&ctx, &edited, &observer), operator);
+    let report = report.unwrap();
+    let [new_files] = &secrets(&client).await[..] else { panic!("one Secret") };
+    let secret = format!("Secret pcg-edge-system/{new_files}");
+    assert_eq!(report.written, ["ConfigMap default/site-info", &secret, "VirtualMachine pcg-edge-system/router"]);
+    assert_eq!(report.pruned, [format!("Secret pcg-edge-system/{files}")]);
+    assert_eq!(vms.get("client").await.unwrap().resource_version(), tiny.resource_version());
+    let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let config = api.get(new_files).await.unwrap().data.unwrap().remove("config.xml").unwrap();
     assert!(String::from_utf8(config.0).unwrap().contains("<end>192.168.200.180</end>"));
 }

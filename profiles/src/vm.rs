@@ -197,13 +197,18 @@ fn render_file(shown: &str, name: &str, text: &str, cloud_init: bool, renderer: 
     }
 }
 
+/// Named by what it holds, and fixed: so another content is a change of the machine, and whoever has looked at that
+/// has looked at the content.
 fn secret(name: &str, namespace: &str, files: &BTreeMap<String, String>) -> Value {
     let data: Map<_, _> = files.iter().map(|(name, text)| (name.clone(), STANDARD.encode(text).into())).collect();
+    let data = Value::Object(data);
+    let digest = Digest::of(data.to_string().as_bytes());
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "type": SECRET_TYPE,
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": format!("{name}-{}", &digest.hex()[..10]), "namespace": namespace},
+        "immutable": true,
         "data": data,
     })
 }

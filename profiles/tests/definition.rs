@@ -72,7 +72,19 @@ fn order_defaults_and_merging() {
     assert_eq!(namespace, "shop");
     let Content::Objects(objects) = &layers[1].content else { panic!() };
     let vm = objects.iter().find(|o| o["kind"] == "VirtualMachine").unwrap();
-    assert_eq!(vm["spec"]["configDisk"], json!({"secretName": "vm-files"}));
+    let secret = |objects: &[serde_json::Value]| {
+        let secret = objects.iter().find(|o| o["kind"] == "Secret").unwrap();
+        assert_eq!(secret["immutable"], true);
+        secret["metadata"]["name"].as_str().unwrap().to_owned()
+    };
+    let name = secret(objects);
+    assert_eq!(vm["spec"]["configDisk"], json!({"secretName": name}));
+    let holding = |text: &str| match &outcome("vm/files/plain.txt", text).unwrap()[1].content {
+        Content::Objects(objects) => secret(objects),
+        Content::Chart { .. } => panic!(),
+    };
+    assert_eq!(holding("{{ site.device_id }}\n"), name, "by what it holds, and nothing else");
+    assert_ne!(holding("other\n"), name);
     assert_eq!(vm["metadata"]["labels"]["tag.pcg-edge.io/team"], "red");
 }
 

@@ -96,16 +96,17 @@ fn the_example_goes_all_the_way() {
     assert_eq!(image["metadata"]["name"], "router-aaaaaaaaaaaa");
     assert_eq!(image["spec"]["artifact"], format!("pcg-edge.io/vm/router@sha256:{}", "a".repeat(64)));
     let vm = of_kind(router, "VirtualMachine");
+    let secret = of_kind(router, "Secret");
+    assert!(secret["metadata"]["name"].as_str().unwrap().starts_with("router-files-"));
     let id = Uuid::new_v5(&Uuid::from_u128(7), b"router").to_string();
     let expected = json!({
         "id": id, "appliance": "local", "vcpus": 1, "memoryMiB": 512, "image": "router-aaaaaaaaaaaa",
         "kernelArgs": "root=/dev/vda rw console=ttyS0 net.ifnames=0", "rootDisk": {"pool": "default"},
         "interfaces": [{"network": "wan"}, {"network": "lan"}], "onConfigChange": "Restart", "guestAgent": true,
-        "configDisk": {"label": "PCGCONFIG", "secretName": "router-files"},
+        "configDisk": {"label": "PCGCONFIG", "secretName": secret["metadata"]["name"]},
     });
     assert_eq!(vm["spec"], expected);
     assert_eq!(vm["metadata"]["labels"]["tag.pcg-edge.io/purpose"], "example");
-    let secret = of_kind(router, "Secret");
     assert_eq!(secret["type"], "pcg-edge.io/guest-files");
     let config =
         base64::engine::general_purpose::STANDARD.decode(secret["data"]["config.xml"].as_str().unwrap()).unwrap();
