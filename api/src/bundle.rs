@@ -18,6 +18,12 @@ pub const VM_DISK_QCOW2: &str = "application/vnd.pcg-edge.vm-image.disk.qcow2";
 pub const VM_KERNEL: &str = "application/vnd.pcg-edge.vm-image.kernel";
 /// Layer media type of an initial RAM disk for direct boot.
 pub const VM_INITRD: &str = "application/vnd.pcg-edge.vm-image.initrd";
+/// Artifact type of install manifests: one layer per file, see [`MANIFESTS_YAML`].
+pub const MANIFESTS_ARTIFACT: &str = "application/vnd.pcg-edge.manifests.v1";
+/// Layer media type of a YAML file with Kubernetes objects; its name is in [`ANNOTATION_TITLE`].
+pub const MANIFESTS_YAML: &str = "application/vnd.pcg-edge.manifests.yaml";
+/// Layer annotation with the name of a file, of the OCI image specification.
+pub const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
 /// Layer annotation with the virtual size of a disk in bytes, decimal.
 pub const ANNOTATION_VIRTUAL_SIZE: &str = "pcg-edge.io/virtual-size";
 
@@ -65,7 +71,7 @@ pub struct Artifact {
     pub size: u64,
     /// What it is for.
     pub kind: ArtifactKind,
-    /// True where it goes into the local registry (the node image does not).
+    /// True where it goes into the local registry (the node image and install manifests do not).
     pub registry: bool,
     /// Where it came from: Go module and version, or Debian suite and packages.
     pub source: String,
@@ -81,4 +87,6 @@ pub enum ArtifactKind {
     Container,
     /// A VM image, artifact type [`VM_IMAGE_ARTIFACT`].
     Vm,
+    /// Install manifests for the agent, artifact type [`MANIFESTS_ARTIFACT`]; not in the local registry.
+    Manifests,
 }
