@@ -2,11 +2,13 @@
 //! (`pins/debian.toml`). Nothing is pulled from a container registry.
 //!
 //! ```text
-//! programs ─┬─► kubernetes images ─► node ─┐
-//!           ├─► registry, example-web ─────┼─► bundle
-//! container base ─► vm-operator ───────────┤
-//! guest tree ─┬─► router ──────────────────┤
-//!             └─► tiny ────────────────────┘
+//! programs ─┬─► kubernetes images ─┬─► node ───┐
+//!           │                      └─► guest ──┤
+//!           └─► registry, example-web ─────────┤
+//! cluster programs ─► images, manifests ───────┼─► bundle
+//! container base ─► vm-operator, busybox ──────┤
+//! guest tree ─┬─► router ──────────────────────┤
+//!             └─► tiny ────────────────────────┘
 //! ```
 //!
 //! Every artifact is a folder in the [`cache`], named by the digest of all that it is made from.
@@ -14,10 +16,13 @@
 pub mod build;
 pub mod bundle;
 pub mod cache;
+pub mod cluster_images;
 pub mod containers;
 pub mod debian;
 pub mod guest;
+pub mod kubernetes_guest;
 pub mod layer;
+pub mod manifests;
 pub mod node;
 pub mod oci;
 pub mod pins;

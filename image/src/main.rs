@@ -8,7 +8,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
 use edge_image::progress::Progress;
-use edge_image::{bundle, containers, node, process, programs, router_image, tiny};
+use edge_image::{
+    bundle, cluster_images, containers, kubernetes_guest, manifests, node, process, programs, router_image, tiny,
+};
 
 /// Builds the images of a PCG-Edge appliance from pinned Go modules and Debian packages.
 #[derive(Parser)]
@@ -38,12 +40,16 @@ enum Command {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Artifact {
-    /// The Go programs: Kubernetes, etcd, containerd, CNI plugins, kind, helm, registry, coredns.
+    /// The Go programs of the system cluster: Kubernetes, etcd, containerd, CNI plugins, kind, helm, registry, coredns.
     Programs,
     /// The kind node image, as an OCI image layout.
     Node,
     /// The container images of the bundle, each an OCI image layout.
     Containers,
+    /// Cluster API's install manifests: an artifact with one layer per file.
+    Manifests,
+    /// The Kubernetes guest's VM image: kernel, initial RAM disk and disk.
+    Guest,
     /// The site router's VM image: kernel, initial RAM disk and disk.
     Router,
     /// The tiny guest's VM image: kernel and initial RAM disk.
@@ -79,9 +85,13 @@ fn run(cli: Cli) -> Result<()> {
         Artifact::Node => node::ensure(&context)?.layout,
         Artifact::Router => router_image::ensure(&context)?.layout,
         Artifact::Tiny => tiny::ensure(&context)?.layout,
+        Artifact::Guest => kubernetes_guest::ensure(&context)?.layout,
+        Artifact::Manifests => manifests::ensure(&context)?.layout,
         Artifact::Bundle => bundle::ensure(&context)?,
         Artifact::Containers => {
-            let images = containers::ensure(&context)?;
+            let mut images = cluster_images::ensure(&context)?;
+            images.push(cluster_images::busybox(&context)?);
+            images.extend(containers::ensure(&context)?);
             for image in &images {
                 println!("{} {}", image.name, image.layout.display());
             }

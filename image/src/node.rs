@@ -77,10 +77,8 @@ pub fn ensure(context: &Context) -> Result<Built> {
     if path.is_dir() {
         return Ok(built(path));
     }
-    let programs = programs::ensure(context)?;
-    let images = containers::ensure_kubernetes(context)?;
     let base = ensure_base_layer(context)?;
-    let store = ensure_store(context, &programs, &images)?;
+    let store = ensure_store(context)?;
     let path = context.artifact("node", &key, 1, |staging, task| {
         task.step("layer");
         let mut layout = Layout::create(staging)?;
@@ -104,18 +102,30 @@ pub fn ensure_base_layer(context: &Context) -> Result<Base> {
     ensure_base(context, "base-node", &DEBIAN.node)
 }
 
-/// The big layer: programs and containerd's store. Apart, so that a changed unit file rebuilds in a second.
-fn ensure_store(context: &Context, programs: &Path, images: &Path) -> Result<Base> {
-    let key = Key::new("node-store")
+/// Key of [`ensure_store`].
+pub fn store_key() -> String {
+    Key::new("node-store")
         .with("programs", programs::key())
         .with("images", containers::kubernetes_key())
         .with("format", "1")
-        .finish();
+        .finish()
+}
+
+/// The big layer: programs and containerd's store. Apart, so that a changed unit file rebuilds in a second; the
+/// Kubernetes guest has it too.
+pub fn ensure_store(context: &Context) -> Result<Base> {
+    let key = store_key();
+    let path = context.cache.path("node-store", &key);
+    if path.is_dir() {
+        return Base::open(path);
+    }
+    let programs = programs::ensure(context)?;
+    let images = containers::ensure_kubernetes(context)?;
     let dir = context.artifact("node-store", &key, 2, |staging, task| {
         task.step("filling containerd's store");
         let scratch = staging.join("scratch");
         mkdir(&scratch)?;
-        let store = fill_store(programs, images, &scratch)?;
+        let store = fill_store(&programs, &images, &scratch)?;
         task.step("compressing");
         let mut tree = Tree::default();
         for name in ["containerd", "containerd-shim-runc-v2", "ctr", "kubeadm", "kubectl", "kubelet"] {

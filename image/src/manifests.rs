@@ -1,0 +1,79 @@
+//! Cluster API's install manifests, rendered by `kubectl kustomize` from the pinned module: an artifact of the bundle
+//! (kind `manifests`, type [`MANIFESTS_ARTIFACT`]) with one layer per file. A layer's annotation
+//! `org.opencontainers.image.title` is the file's name; its content is plain YAML of many documents.
+//!
+//! They are as the module has them, which is not yet how a cluster takes them. Whoever applies them has to
+//!
+//! 1. put the images of the bundle into the Deployments: the module names `gcr.io/k8s-staging-cluster-api/<name>:main`
+//!    with pull policy `Always`, the bundle has `registry.k8s.io/cluster-api/<name>:<version>`;
+//! 2. leave out `Certificate` and `Issuer` of `cert-manager.io`, and issue the Secrets that the Certificates name
+//!    (`spec.secretName` in the Certificate's namespace, type `kubernetes.io/tls`, for `spec.dnsNames`). A common name
+//!    has at most 64 characters: use a short one;
+//! 3. put the authority into `caBundle`, wherever the annotation `cert-manager.io/inject-ca-from` asks for it: of every
+//!    webhook's `clientConfig`, and of `spec.conversion.webhook.clientConfig` of the custom resource definitions;
+//! 4. resolve the placeholders `${NAME:=default}`, all in arguments of the managers; `CLUSTER_TOPOLOGY` must be `true`
+//!    in core and control-plane for cluster classes.
+
+use edge_api::bundle::{ANNOTATION_TITLE, MANIFESTS_ARTIFACT, MANIFESTS_YAML};
+
+use crate::build::{Context, Error, Result, mkdir, write};
+use crate::cache::Key;
+use crate::containers::Built;
+use crate::oci::{Layout, io_at};
+use crate::pins::{Group, group};
+use crate::process::Tool;
+use crate::programs::{self, Module};
+
+const GROUP: &str = "cluster-api";
+
+/// File name, and folder of the module.
+const FILES: &[(&str, &str)] =
+    &[("core.yaml", "core"), ("bootstrap.yaml", "bootstrap/kubeadm"), ("control-plane.yaml", "controlplane/kubeadm")];
+
+/// Full reference.
+pub fn name() -> String {
+    format!("pcg-edge.io/manifests/cluster-api:{}", group(GROUP).map_or("unknown", Group::version))
+}
+
+/// The layout of Cluster API's manifests.
+pub fn ensure(context: &Context) -> Result<Built> {
+    let pinned = |name: &str| group(name).ok_or_else(|| Error::Mismatch(format!("the pins have no group {name}")));
+    let (group, kubernetes) = (pinned(GROUP)?, pinned("kubernetes")?);
+    let key = Key::new("manifests")
+        .with("files", format!("{FILES:?}"))
+        .with("module", group.source())
+        .with("sum", group.go_sum)
+        .with("kubectl", kubernetes.source())
+        .with("format", "1")
+        .finish();
+    let built = |layout| Built { name: name(), layout, source: group.source() };
+    let layout = context.cache.path("manifests-cluster-api", &key);
+    if layout.is_dir() {
+        return Ok(built(layout));
+    }
+    let kubectl = programs::ensure_group(context, kubernetes)?.join("kubectl");
+    let layout = context.artifact("manifests-cluster-api", &key, FILES.len(), |staging, task| {
+        let scratch = staging.join("scratch");
+        mkdir(&scratch)?;
+        let module = Module::create(group, scratch.join("module"))?;
+        // Downloads nothing where the programs were built; says where the module lies.
+        let text = module.go().args(["mod", "download", "-json", group.module]).output()?;
+        let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let dir =
+            said["Dir"].as_str().ok_or_else(|| Error::Mismatch(format!("go has no {}: {text}", group.source())))?;
+        let mut layout = Layout::create(staging)?;
+        let mut layers = Vec::new();
+        for (file, folder) in FILES {
+            task.step(file);
+            let kustomize = Tool::new(kubectl.display().to_string(), "").arg("kustomize");
+            let rendered = kustomize.arg(format!("{dir}/{folder}/config/default")).output()?;
+            let path = scratch.join(file);
+            write(&path, rendered)?;
+            layers.push(layout.put_file(MANIFESTS_YAML, &path)?.annotated(ANNOTATION_TITLE, file));
+        }
+        layout.put_artifact(&name(), MANIFESTS_ARTIFACT, &layers)?;
+        layout.finish()?;
+        Ok(std::fs::remove_dir_all(&scratch).map_err(io_at("remove", &scratch))?)
+    })?;
+    Ok(built(layout))
+}
