@@ -8,16 +8,19 @@ use crate::build::{Context, Error, Result, mkdir, read_json, write_json};
 use crate::cache::Key;
 use crate::containers::{self, Built};
 use crate::oci::{Layout, link, sha256_file, verify_blob};
-use crate::pins::{DEBIAN, GROUPS, kubernetes_version, source_of};
-use crate::{node, process, programs, router_image, tiny};
+use crate::pins::{CLUSTER_GROUPS, DEBIAN, groups, kubernetes_version, source_of};
+use crate::{cluster_images, kubernetes_guest, manifests, node, process, programs, router_image, tiny};
 
-/// Programs that the agent runs on the host.
-const HOST_PROGRAMS: &[&str] = &["helm", "kind", "kubectl"];
+/// Programs that the agent, or who looks after it, runs on the host.
+const HOST_PROGRAMS: &[&str] = &["clusterctl", "helm", "kind", "kubectl"];
+
+/// What goes into the layout.
+type Parts = Vec<(ArtifactKind, Built)>;
 
 /// Digest over all pins, hexadecimal SHA-256.
 fn pins_digest() -> String {
     let mut text = format!("{:?}", *DEBIAN);
-    for group in GROUPS {
+    for group in groups() {
         text += group.name;
         text += group.go_mod;
         text += group.go_sum;
@@ -29,17 +32,18 @@ fn pins_digest() -> String {
 /// The bundle's folder.
 pub fn ensure(context: &Context) -> Result<PathBuf> {
     // Go on one lane, Debian and cargo on the other: never more than two heavy jobs at once.
-    let (programs, debian) = two_lanes(|| programs::ensure(context), || debian_lane(context))?;
-    let mut parts = debian;
+    let ((programs, mut parts), debian) = two_lanes(|| go_lane(context), || debian_lane(context))?;
+    parts.extend(debian);
     parts.push((ArtifactKind::Container, containers::registry(context)?));
     parts.push((ArtifactKind::Node, node::ensure(context)?));
+    parts.push((ArtifactKind::Vm, kubernetes_guest::ensure(context)?));
     let layout = |built: &Built| format!("{}={:?}", built.name, built.layout.file_name());
     let mut layouts: Vec<_> = parts.iter().map(|(_, built)| layout(built)).collect();
     layouts.sort();
     let key = Key::new("bundle")
         .with("recipe", include_str!("bundle.rs"))
         .with("layouts", layouts.join("\n"))
-        .with("programs", programs::key())
+        .with("programs", groups().map(programs::group_key).collect::<String>())
         .finish();
     context.artifact("bundle", &key, 2, |staging, task| {
         task.step("linking");
@@ -50,15 +54,31 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
     })
 }
 
+/// The host's programs, and what is made of Go programs alone.
+fn go_lane(context: &Context) -> Result<(Vec<PathBuf>, Parts)> {
+    let mut folders = vec![programs::ensure(context)?];
+    for group in CLUSTER_GROUPS {
+        folders.push(programs::ensure_group(context, group)?);
+    }
+    let found = |name: &&str| folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+    let missing = |name: &str| Error::Mismatch(format!("no group of the pins has {name}"));
+    let programs = HOST_PROGRAMS.iter().map(|name| found(name).ok_or_else(|| missing(name))).collect::<Result<_>>()?;
+    let mut parts = vec![(ArtifactKind::Manifests, manifests::ensure(context)?)];
+    parts.extend(cluster_images::ensure(context)?.into_iter().map(|built| (ArtifactKind::Container, built)));
+    Ok((programs, parts))
+}
+
 /// What needs no Go program.
-fn debian_lane(context: &Context) -> Result<Vec<(ArtifactKind, Built)>> {
+fn debian_lane(context: &Context) -> Result<Parts> {
     let operator = containers::operator(context)?;
     let router = router_image::ensure(context)?;
     let tiny = tiny::ensure(context)?;
     let web = containers::web(context)?;
+    let busybox = cluster_images::busybox(context)?;
     node::ensure_base_layer(context)?;
+    kubernetes_guest::ensure_tree(context)?;
     let (container, vm) = (ArtifactKind::Container, ArtifactKind::Vm);
-    Ok(vec![(container, operator), (vm, router), (vm, tiny), (container, web)])
+    Ok(vec![(container, operator), (vm, router), (vm, tiny), (container, web), (container, busybox)])
 }
 
 /// Runs both at once. When one fails the other is stopped, and the failure that came first is reported.
@@ -86,7 +106,7 @@ fn two_lanes<A: Send, B: Send>(
     }
 }
 
-fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &Path) -> Result<Index> {
+fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &[PathBuf]) -> Result<Index> {
     let mut layout = Layout::create(staging)?;
     let mut artifacts = Vec::new();
     for (kind, built) in parts {
@@ -98,7 +118,7 @@ fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &Path) ->
             digest: image.digest.clone(),
             size: from.parts(&image)?.iter().map(|part| part.size).sum(),
             kind: *kind,
-            registry: *kind != ArtifactKind::Node,
+            registry: matches!(kind, ArtifactKind::Container | ArtifactKind::Vm),
             source: built.source.clone(),
         });
     }
@@ -108,8 +128,8 @@ fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &Path) ->
     let bin = staging.join("bin");
     mkdir(&bin)?;
     let mut listed = Vec::new();
-    for name in HOST_PROGRAMS {
-        link(&programs.join(name), &bin.join(name))?;
+    for (name, program) in HOST_PROGRAMS.iter().zip(programs) {
+        link(program, &bin.join(name))?;
         let (digest, size) = sha256_file(&bin.join(name))?;
         let (name, source) = ((*name).to_owned(), source_of(name));
         listed.push(Program { name, digest: format!("sha256:{digest}"), size, source });
@@ -172,8 +192,9 @@ mod tests {
         for folder in [&from, &programs, &bundle] {
             std::fs::create_dir(folder).unwrap();
         }
-        for name in HOST_PROGRAMS {
-            std::fs::write(programs.join(name), format!("program {name}")).unwrap();
+        let host: Vec<_> = HOST_PROGRAMS.iter().map(|name| programs.join(name)).collect();
+        for program in &host {
+            std::fs::write(program, format!("program {}", program.display())).unwrap();
         }
         let mut layout = Layout::create(&from).unwrap();
         let mut tree = Tree::default();
@@ -182,14 +203,14 @@ mod tests {
         layout.put_image("example.io/a:1", &[layer], &json!({})).unwrap();
         layout.finish().unwrap();
         let built = Built { name: "example.io/a:1".into(), layout: from, source: "test".into() };
-        let index = assemble(&bundle, &[(ArtifactKind::Container, built)], &programs).unwrap();
+        let index = assemble(&bundle, &[(ArtifactKind::Container, built)], &host).unwrap();
         write_json(&bundle.join(INDEX_FILE), &index).unwrap();
         verify(&bundle).unwrap();
 
         let blobs = std::fs::read_dir(bundle.join("blobs/sha256")).unwrap();
         let bins = std::fs::read_dir(bundle.join("bin")).unwrap();
         let files: Vec<_> = blobs.chain(bins).map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(files.len(), 6);
+        assert_eq!(files.len(), 7);
         for file in files {
             let whole = std::fs::read(&file).unwrap();
             let mut broken = whole.clone();
