@@ -79,7 +79,7 @@ pub struct Network {
 /// How a network is connected.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum NetworkType {
-    /// libvirt's NAT: guests reach out, nobody reaches in.
+    /// Behind the host: guests reach out by its address; from outside only the system cluster reaches in.
     #[serde(rename = "NAT")]
     Nat,
     /// A bridge of its own without an address or DHCP of libvirt's.

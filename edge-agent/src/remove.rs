@@ -19,6 +19,7 @@ use crate::durable;
 use crate::engine::chain;
 use crate::paths::Paths;
 use crate::ports::docker::Docker;
+use crate::ports::firewall::Firewall;
 use crate::world;
 
 /// Longest wait for the API server of a stopped node.
@@ -85,6 +86,11 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
                     Ok(_) => say(&format!("removed container {node}")),
                     Err(e) => left.push(format!("container {node}: {}", chain(&e))),
                 }
+            }
+            match Firewall::new(instance).remove().await {
+                Ok(true) => say("removed the packet filter of its networks"),
+                Ok(false) => {}
+                Err(e) => left.push(format!("the packet filter of its networks: {}", chain(&e))),
             }
             remove_from_docker(&docker, instance, &mut left).await;
         }

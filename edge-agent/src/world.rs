@@ -15,6 +15,7 @@ use crate::durable;
 use crate::engine::Failure;
 use crate::paths::Paths;
 use crate::ports::docker::Docker;
+use crate::ports::firewall::Firewall;
 use crate::ports::kind::Kind;
 use crate::status::Board;
 
@@ -95,6 +96,11 @@ impl World {
             self.instance.docker_network(),
             self.paths.kubeconfig(),
         )
+    }
+
+    /// The host's packet filter for this instance.
+    pub fn firewall(&self) -> Firewall {
+        Firewall::new(&self.instance)
     }
 
     /// The bundle's index, known once step `bundle` has been there.

@@ -8,8 +8,6 @@
 //! docker drops what it does not know of (`FORWARD` is `DROP`), and its chain `DOCKER-USER` is where others say what
 //! may pass. An accept there does not overrule our table's refusal.
 
-use std::net::Ipv4Addr;
-
 use edge_api::Instance;
 use ipnet::Ipv4Net;
 
@@ -21,7 +19,7 @@ use crate::bundle::sha256;
 pub struct Network {
     /// Its bridge.
     pub bridge: String,
-    /// Its subnet.
+    /// The host's address in it, with the prefix length.
     pub subnet: Ipv4Net,
 }
 
@@ -155,19 +153,14 @@ fn iptables(action: &[&str], rule: &[String]) -> Program {
     Program::new("iptables").args(["-w"]).args(action).args(rule)
 }
 
-/// The subnet of a host address with its prefix length.
-pub fn network(bridge: String, address: Ipv4Addr, prefix: u8) -> Option<Network> {
-    Some(Network { bridge, subnet: Ipv4Net::new(address, prefix).ok()? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn networks() -> Vec<Network> {
-        let wan = network("edge-abcde".to_owned(), Ipv4Addr::new(192, 168, 150, 1), 24).unwrap();
-        let other = network("edge-fghij".to_owned(), Ipv4Addr::new(10, 9, 8, 1), 28).unwrap();
-        vec![wan, other]
+        let network =
+            |bridge: &str, subnet: &str| Network { bridge: bridge.to_owned(), subnet: subnet.parse().unwrap() };
+        vec![network("edge-abcde", "192.168.150.1/24"), network("edge-fghij", "10.9.8.1/28")]
     }
 
     #[test]

@@ -13,10 +13,12 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, CustomResourceExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tracing::info;
 
 use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict};
 use crate::objects;
+use crate::ports::firewall;
 use crate::world::World;
 
 /// Objects of the operator; the image of the container `vm-operator` is put in here.
@@ -71,6 +73,9 @@ impl Operator {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         durable::write_if_changed(&self.world.paths.host_touched(), b"", 0o600).map_err(|e| Failure::of(&e))?;
+        if self.world.firewall().ensure(&behind_the_host(&self.world, &run.site)).await.map_err(|e| Failure::of(&e))? {
+            info!(step = "operator", "the host's packet filter lets guests out");
+        }
         objects::ensure(&client, run, &self.appliance(&run.site)?).await?;
         let host = self.appliance_ready(run, &client).await?;
         Ok(Verdict::Ready(host))
@@ -160,6 +165,13 @@ fn appliance_spec(world: &World, config: &SiteConfig) -> Result<ApplianceSpec, F
         },
         console_log_dir: world.paths.join("console").display().to_string(),
     })
+}
+
+/// Networks whose guests reach out through the host.
+fn behind_the_host(world: &World, config: &SiteConfig) -> Vec<firewall::Network> {
+    let networks = crate::site::effective_networks(config).into_iter().filter(|n| n.type_ == site::NetworkType::Nat);
+    let with_subnet = networks.filter_map(|n| Some((world.instance.bridge(&n.name), n.address?)));
+    with_subnet.map(|(bridge, subnet)| firewall::Network { bridge, subnet }).collect()
 }
 
 /// The operator's objects with its image.

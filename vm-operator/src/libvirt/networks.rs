@@ -14,7 +14,8 @@ use super::{Error, NetworkFacts};
 /// The parts of a network that make a difference to guests.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Shape {
-    /// NAT with the host as gateway.
+    /// Behind the host, which is the gateway. libvirt makes no packet filter of its own for it (`forward mode='open'`):
+    /// the agent's masquerades, and lets the system cluster in, which libvirt's NAT would refuse.
     Nat {
         /// Bridge of its own.
         bridge: String,
@@ -72,7 +73,7 @@ impl Network {
                     ),
                     None => ip,
                 };
-                root.child(element("forward").attr("mode", "nat")).child(own_bridge(bridge)).child(ip)
+                root.child(element("forward").attr("mode", "open")).child(own_bridge(bridge)).child(ip)
             }
             Shape::Isolated { bridge } => root.child(own_bridge(bridge)).child(element("dns").attr("enable", "no")),
             Shape::Bridge { bridge } => {
@@ -145,7 +146,7 @@ impl Document {
         let bridge = self.bridge.as_ref().and_then(|b| b.name.clone());
         let mode = self.forward.as_ref().map(|f| f.mode.as_deref().unwrap_or("nat"));
         match (mode, bridge, self.ips.as_slice()) {
-            (Some("nat"), Some(bridge), [ip]) if ip.family.as_deref().unwrap_or("ipv4") == "ipv4" => {
+            (Some("open"), Some(bridge), [ip]) if ip.family.as_deref().unwrap_or("ipv4") == "ipv4" => {
                 let prefix = ip.prefix.or_else(|| ip.netmask.map(|m| m.to_bits().leading_ones() as u8));
                 let dhcp = match ip.dhcp.as_ref().map(|d| d.ranges.as_slice()) {
                     None | Some([]) => None,
@@ -198,15 +199,19 @@ mod tests {
     #[test]
     fn libvirts_own_words_are_understood() {
         let live = "<network connections='2'><name>default</name><uuid>8e10e752-4faa-48fe-94a5-4a365294fe76</uuid>\
-            <forward mode='nat'><nat><port start='1024' end='65535'/></nat></forward>\
+            <forward mode='open'/>\
             <bridge name='virbr0' stp='on' delay='0'/><mac address='52:54:00:00:00:01'/>\
             <ip address='192.168.122.1' netmask='255.255.255.0'><dhcp>\
             <range start='192.168.122.2' end='192.168.122.254'/></dhcp></ip></network>";
         let facts = read(live, live, true, false).unwrap();
         assert_eq!(facts.connections, 2);
         assert!(matches!(facts.shape, Shape::Nat { prefix: 24, .. }));
-        let routed = "<network><name>x</name><uuid>8e10e752-4faa-48fe-94a5-4a365294fe76</uuid>\
-            <forward mode='route'/><bridge name='v'/></network>";
-        assert_eq!(read(routed, routed, false, false).unwrap().shape, Shape::Foreign);
+        for mode in ["route", "nat"] {
+            let other = format!(
+                "<network><name>x</name><uuid>8e10e752-4faa-48fe-94a5-4a365294fe76</uuid>\
+                <forward mode='{mode}'/><bridge name='v'/><ip address='10.0.0.1' prefix='24'/></network>"
+            );
+            assert_eq!(read(&other, &other, false, false).unwrap().shape, Shape::Foreign, "{mode}");
+        }
     }
 }
