@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use edge_api::bundle::{INDEX_FILE, Index};
+use edge_api::bundle::{ANNOTATION_TITLE, ArtifactKind, INDEX_FILE, Index};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -64,6 +64,9 @@ pub struct Descriptor {
     pub digest: String,
     /// Its bytes.
     pub size: u64,
+    /// Annotations.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A manifest of the OCI image specification: of an image, or a list of manifests.
@@ -142,6 +145,20 @@ pub fn expected(bundle: &Path, index: &Index) -> Result<Vec<Expected>, Error> {
         files.push(Expected { path: blob(bundle, &digest)?, digest, size });
     }
     Ok(files)
+}
+
+/// Files of an artifact of install manifests, by name; `name` is its reference without tag. None where there is none.
+pub fn manifest_files(bundle: &Path, index: &Index, name: &str) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let artifact = index.artifacts.iter().find(|a| {
+        a.kind == ArtifactKind::Manifests && a.name.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))
+    });
+    let Some(artifact) = artifact else { return Ok(BTreeMap::new()) };
+    let (manifest, _) = read_manifest(bundle, &artifact.digest)?;
+    let titled = manifest.layers.into_iter().filter_map(|mut layer| {
+        let title = layer.annotations.remove(ANNOTATION_TITLE)?;
+        Some(blob(bundle, &layer.digest).map(|path| (title, path)))
+    });
+    titled.collect()
 }
 
 /// Checks one file against its size and digest; `count` is told the bytes as they are read.

@@ -16,6 +16,7 @@ pub mod node;
 pub mod objects;
 pub mod paths;
 pub mod ports;
+pub mod provider_manifest;
 pub mod redact;
 pub mod registry;
 pub mod remove;

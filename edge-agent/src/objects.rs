@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -19,28 +19,62 @@ use crate::engine::{Failure, Run};
 pub const FIELD_MANAGER: &str = "pcg-edge";
 
 /// Kinds without a namespace that are applied from here.
-const CLUSTER_WIDE: [&str; 6] =
-    ["Namespace", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "PriorityClass", "StorageClass"];
+const CLUSTER_WIDE: [&str; 8] = [
+    "Namespace",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "MutatingWebhookConfiguration",
+    "PriorityClass",
+    "StorageClass",
+    "ValidatingWebhookConfiguration",
+];
+
+/// An object that was made so, for telling by its mark alone that it still is.
+pub struct Applied {
+    object: Value,
+    digest: String,
+}
+
+impl Applied {
+    /// Whether the object is there with the mark it was written with; what else is in it is not looked at.
+    pub async fn holds(&self, client: &Client) -> bool {
+        let Ok((api, name)) = api_of(client, &self.object) else { return false };
+        let live = api.get_metadata_opt(&name).await;
+        live.is_ok_and(|live| live.is_some_and(|l| l.annotations().get(ANNOTATION_DIGEST) == Some(&self.digest)))
+    }
+}
 
 /// Makes `wanted` so; tells whether it wrote.
 pub async fn ensure(client: &Client, run: &Run, wanted: &Value) -> Result<bool, Failure> {
+    Ok(ensure_marked(client, run, wanted).await?.0)
+}
+
+/// Makes `wanted` so; tells whether it wrote, and how to look at it later.
+pub async fn ensure_marked(client: &Client, run: &Run, wanted: &Value) -> Result<(bool, Applied), Failure> {
     let mut wanted = wanted.clone();
     let digest = bundle::sha256(wanted.to_string().as_bytes());
     wanted["metadata"]["annotations"][ANNOTATION_DIGEST] = json!(digest);
     let (api, name) = api_of(client, &wanted)?;
+    let metadata = &wanted["metadata"];
+    let reference = json!({
+        "apiVersion": wanted["apiVersion"], "kind": wanted["kind"],
+        "metadata": {"name": name, "namespace": metadata["namespace"]},
+    });
+    let applied = Applied { object: reference, digest };
     let kind = wanted["kind"].as_str().unwrap_or_default();
     let named = |e: kube::Error| Failure::new(format!("{kind} {name}: {}", crate::engine::chain(&e)));
     let live = api.get_opt(&name).await.map_err(named)?;
     if let Some(live) = live {
         let live = serde_json::to_value(&live).map_err(|e| Failure::of(&e))?;
         if covers(&live, &wanted) {
-            return Ok(false);
+            return Ok((false, applied));
         }
     }
     run.working(format!("applies {kind} {name}"));
     let params = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(named)?;
-    Ok(true)
+    Ok((true, applied))
 }
 
 /// API and name of an object in JSON.
@@ -107,7 +141,7 @@ pub async fn deployment_available(
             format!("Deployment {namespace}/{name} to be available{}{last}", if last.is_empty() { "" } else { ": " });
         if begun.elapsed() > deadline {
             return Err(Failure::new(format!("after {} s: still waits for {what}", deadline.as_secs())).hint(format!(
-                "`kubectl --kubeconfig <root>/kube/admin.conf -n {namespace} describe pod -l app.kubernetes.io/name={name}`"
+                "`kubectl --kubeconfig <root>/kube/admin.conf -n {namespace} describe deployment {name}`, and its pods, tell more"
             )));
         }
         run.working(format!("waits for {what}"));
@@ -145,8 +179,10 @@ fn is_available(deployment: &Deployment) -> bool {
 /// Why a pod of a Deployment does not run, in one line.
 async fn pod_reason(client: &Client, namespace: &str, name: &str) -> Option<String> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let selector = format!("app.kubernetes.io/name={name}");
-    let pods = api.list(&ListParams::default().labels(&selector)).await.ok()?;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let labels = deployments.get(name).await.ok()?.spec?.selector.match_labels?;
+    let selector: Vec<String> = labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let pods = api.list(&ListParams::default().labels(&selector.join(","))).await.ok()?;
     pods.items.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).find_map(|pod| {
         let status = pod.status.as_ref()?;
         let waiting = status.container_statuses.iter().flatten().find_map(|c| {

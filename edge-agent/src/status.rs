@@ -9,12 +9,13 @@ use edge_api::agent::{Accelerator, Application, Machine, Phase, SiteFile, SiteFi
 use tokio::sync::watch;
 
 /// Name and title of the steps, in order.
-pub const STEPS: [(&str, &str); 6] = [
+pub const STEPS: [(&str, &str); 7] = [
     ("preflight", "Preflight checks"),
     ("bundle", "Bundle verified"),
     ("system-cluster", "System cluster"),
     ("registry", "Local registry"),
     ("operator", "VM operator"),
+    ("cluster-api", "Cluster API"),
     ("system-applications", "System applications"),
 ];
 

@@ -11,39 +11,27 @@ use kube::Api;
 use kube::api::{DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::bundle;
 use crate::ca::Authority;
 use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict, chain};
-use crate::objects;
-use crate::provider_manifest::{Document, documents, prepare, secret};
+use crate::objects::{self, Applied};
+use crate::provider_manifest::{CertificateRequest, Document, documents, prepare, secret};
 use crate::world::World;
 
-/// A manager: its manifest in the bundle, its namespace and Deployment.
-struct Manager {
-    manifest: &'static str,
-    namespace: &'static str,
-    deployment: &'static str,
-}
-
-const MANAGERS: [Manager; 3] = [
-    Manager { manifest: "core", namespace: "capi-system", deployment: "capi-controller-manager" },
-    Manager {
-        manifest: "bootstrap",
-        namespace: "capi-kubeadm-bootstrap-system",
-        deployment: "capi-kubeadm-bootstrap-controller-manager",
-    },
-    Manager {
-        manifest: "control-plane",
-        namespace: "capi-kubeadm-control-plane-system",
-        deployment: "capi-kubeadm-control-plane-controller-manager",
-    },
+/// Reference of the manifests in the bundle, without tag.
+const MANIFESTS: &str = "pcg-edge.io/manifests/cluster-api";
+/// Their files, in the order of installation, each with the namespace and the Deployment of its manager.
+const MANAGERS: [(&str, &str, &str); 3] = [
+    ("core.yaml", "capi-system", "capi-controller-manager"),
+    ("bootstrap.yaml", "capi-kubeadm-bootstrap-system", "capi-kubeadm-bootstrap-controller-manager"),
+    ("control-plane.yaml", "capi-kubeadm-control-plane-system", "capi-kubeadm-control-plane-controller-manager"),
 ];
-
-/// Largest manifest that is read.
-const MANIFEST_LIMIT: u64 = 16 << 20;
+/// Largest file that is read.
+const FILE_LIMIT: u64 = 16 << 20;
 /// Longest wait for a manager's pod, its pull included.
 const DEADLINE: Duration = Duration::from_mins(4);
 /// Longest wait for a webhook to answer, once its pod is ready.
@@ -52,12 +40,22 @@ const WEBHOOK_DEADLINE: Duration = Duration::from_mins(1);
 /// See the module.
 pub struct ClusterApi {
     world: Arc<World>,
+    installed: Mutex<Option<Installed>>,
+}
+
+/// What this life of the agent made so or found so. The manifests are megabytes: comparing all of them once is enough,
+/// and later the objects' marks tell.
+struct Installed {
+    /// Digest of what it was made from.
+    basis: String,
+    objects: Vec<Applied>,
+    certificates: Vec<CertificateRequest>,
 }
 
 impl ClusterApi {
     /// The step.
     pub fn new(world: Arc<World>) -> Self {
-        Self { world }
+        Self { world, installed: Mutex::default() }
     }
 
     async fn ensure_managers(&self, run: &Run) -> Result<Verdict, Failure> {
@@ -65,46 +63,69 @@ impl ClusterApi {
         let folder = self.world.paths.join("ca");
         let authority = Authority::ensure(&folder, &format!("PCG-Edge {}", self.world.instance));
         let authority = authority.map_err(|e| Failure::of(&e))?;
-        for manager in &MANAGERS {
-            self.apply(run, &client, &index, &authority, manager).await?;
+        let mut known = self.installed.lock().await;
+        let basis = bundle::sha256(format!("{index:?}{}", authority.certificate()).as_bytes());
+        let current = match known.as_ref().filter(|k| k.basis == basis) {
+            Some(installed) => all_hold(&client, &installed.objects).await,
+            None => false,
+        };
+        if !current {
+            *known = None;
+            *known = Some(self.install(run, &client, &index, &authority, basis).await?);
         }
-        for manager in &MANAGERS {
-            objects::deployment_available(&client, run, manager.namespace, manager.deployment, DEADLINE).await?;
+        // Every time: they are renewed before they end. The managers read their files again by themselves.
+        for request in known.iter().flat_map(|k| &k.certificates) {
+            let leaf = authority.ensure_leaf(&folder, &request.secret, &request.names).map_err(|e| Failure::of(&e))?;
+            objects::ensure(&client, run, &secret(request, &leaf, authority.certificate())).await?;
+        }
+        for (_, namespace, deployment) in MANAGERS {
+            objects::deployment_available(&client, run, namespace, deployment, DEADLINE).await?;
         }
         for object in questions() {
             answers(run, &client, &object).await?;
         }
-        let version = index.artifacts.iter().find_map(|a| a.name.split_once("/cluster-api-controller:"));
-        Ok(Verdict::Ready(format!("Cluster API {}", version.map_or("", |(_, tag)| tag))))
+        let version = index.artifacts.iter().find_map(|a| a.name.strip_prefix(MANIFESTS)?.strip_prefix(':'));
+        Ok(Verdict::Ready(format!("Cluster API {}", version.unwrap_or_default())))
     }
 
-    async fn apply(
+    async fn install(
         &self,
         run: &Run,
         client: &kube::Client,
         index: &Index,
         authority: &Authority,
-        manager: &Manager,
-    ) -> Result<(), Failure> {
-        let path = bundle::manifest_file(&self.world.bundle, index, &format!("cluster-api/{}.yaml", manager.manifest));
-        let path = path.ok_or_else(|| Failure::new(format!("the bundle has no manifest {}", manager.manifest)))?;
-        let text = durable::read(&path, MANIFEST_LIMIT).map_err(|e| Failure::of(&e))?;
-        let text = text.ok_or_else(|| Failure::new(format!("{} is missing", path.display())))?;
-        let text = String::from_utf8(text).map_err(|e| Failure::of(&e))?;
-        for (at, document) in documents(&text).enumerate() {
-            let prepared = prepare(manager.manifest, at + 1, document, authority.certificate(), index);
-            match prepared.map_err(|e| Failure::of(&e))? {
-                Document::Object(object) => drop(objects::ensure(client, run, &object).await?),
-                Document::Certificate(request) => {
-                    let leaf = authority.ensure_leaf(&self.world.paths.join("ca"), &request.secret, &request.names);
-                    let leaf = leaf.map_err(|e| Failure::of(&e))?;
-                    objects::ensure(client, run, &secret(&request, &leaf, authority.certificate())).await?;
+        basis: String,
+    ) -> Result<Installed, Failure> {
+        let files = bundle::manifest_files(&self.world.bundle, index, MANIFESTS).map_err(|e| Failure::of(&e))?;
+        let mut installed = Installed { basis, objects: Vec::new(), certificates: Vec::new() };
+        for (file, _, _) in MANAGERS {
+            let path =
+                files.get(file).ok_or_else(|| Failure::new(format!("{MANIFESTS} of the bundle has no {file}")))?;
+            let text = durable::read(path, FILE_LIMIT).map_err(|e| Failure::of(&e))?.unwrap_or_default();
+            let text = String::from_utf8(text).map_err(|e| Failure::of(&e))?;
+            for (at, document) in documents(&text).enumerate() {
+                let prepared = prepare(file, at + 1, document, authority.certificate(), index);
+                match prepared.map_err(|e| Failure::of(&e))? {
+                    Document::Object(object) => {
+                        installed.objects.push(objects::ensure_marked(client, run, &object).await?.1);
+                    }
+                    Document::Certificate(request) => installed.certificates.push(request),
+                    Document::Nothing => {}
                 }
-                Document::Nothing => {}
             }
         }
-        Ok(())
+        Ok(installed)
     }
+}
+
+/// Whether every object is there as it was written.
+async fn all_hold(client: &kube::Client, objects: &[Applied]) -> bool {
+    for object in objects {
+        if !object.holds(client).await {
+            return false;
+        }
+    }
+    true
 }
 
 impl Step for ClusterApi {

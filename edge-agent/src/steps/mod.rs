@@ -1,6 +1,7 @@
 //! The steps of the site installation, in order.
 
 pub mod bundle;
+pub mod cluster_api;
 pub mod operator;
 pub mod preflight;
 pub mod registry;
@@ -26,6 +27,7 @@ pub fn all(world: &Arc<World>) -> Vec<Box<dyn Step>> {
         Box::new(system_cluster::SystemCluster::new(Arc::clone(world))),
         Box::new(registry::Registry::new(Arc::clone(world))),
         Box::new(operator::Operator::new(Arc::clone(world))),
+        Box::new(cluster_api::ClusterApi::new(Arc::clone(world))),
         Box::new(system_applications::SystemApplications::new(Arc::clone(world))),
     ]
 }

@@ -218,6 +218,6 @@ mod tests {
         assert_eq!(deployment["metadata"]["name"], NAME);
         assert_eq!(deployment["metadata"]["namespace"], NAMESPACE);
         let labels = &deployment["spec"]["template"]["metadata"]["labels"];
-        assert_eq!(labels["app.kubernetes.io/name"], NAME, "by which the reasons of its pods are found");
+        assert_eq!(labels["app.kubernetes.io/name"], NAME, "by which its pods are asked");
     }
 }

@@ -1,11 +1,14 @@
 //! Step `preflight`: whether this host can be an appliance. All findings at once, each with what to do.
 
+mod egress;
+
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use edge_api::SiteConfig;
 use edge_api::agent::Accelerator;
 use futures::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
@@ -45,7 +48,7 @@ impl Preflight {
         Self { world, noted: RefCell::default() }
     }
 
-    async fn ensure_host(&self) -> Result<Verdict, Failure> {
+    async fn ensure_host(&self, site: &SiteConfig) -> Result<Verdict, Failure> {
         let world = &self.world;
         let mut findings = Vec::new();
         let accelerator = accelerator(
@@ -89,6 +92,10 @@ impl Preflight {
             let held = container.filter(|c| c.running).map(|c| c.host_ports).unwrap_or_default();
             findings.extend(self.check_ports(&held));
             findings.extend(self.check_subnet().await?);
+        }
+        // Once installed, an appliance needs nobody: a line that is cut must not stop what keeps it so.
+        if !installed {
+            findings.extend(egress::findings(site).await);
         }
         if findings.is_empty() {
             return Ok(Verdict::Ready(format!(
@@ -159,7 +166,7 @@ impl Step for Preflight {
                     self.noted.borrow_mut().push(note);
                 }
             }
-            self.ensure_host().await
+            self.ensure_host(&run.site).await
         })
     }
 }

@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD_NO_PAD;
 use edge_api::SiteConfig;
 use edge_api::agent::{Application, StepState};
 use edge_api::names::NAMESPACE;
@@ -172,12 +170,6 @@ fn kind_of_wait(message: &str) -> String {
     format!("{object}: {reason}")
 }
 
-/// PEM of a certificate of the site file: base64, with or without padding, maybe wrapped.
-fn certificate_pem(text: &str) -> Option<String> {
-    let text: String = text.chars().filter(|c| !c.is_whitespace() && *c != '=').collect();
-    String::from_utf8(BASE64_STANDARD_NO_PAD.decode(text).ok()?).ok()
-}
-
 /// What templates see as `site`.
 fn site_properties(world: &World, config: &SiteConfig) -> Result<SiteProperties, Failure> {
     let router = config.router.as_ref();
@@ -195,12 +187,11 @@ fn site_properties(world: &World, config: &SiteConfig) -> Result<SiteProperties,
         let text = |secret: &Option<edge_api::site::Secret>| {
             secret.as_ref().map(|s| s.expose().to_owned()).unwrap_or_default()
         };
-        let certificates = proxy.ca_certificates.iter().filter_map(|c| certificate_pem(c)).collect();
         ProxyProperties {
             http: text(&proxy.http),
             https: text(&proxy.https),
             no_proxy: proxy.no_proxy.clone().unwrap_or_default(),
-            ca_certificates: certificates,
+            ca_certificates: crate::site::proxy_certificates(config),
         }
     });
     Ok(SiteProperties {

@@ -22,7 +22,7 @@ use crate::bundle;
 use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict};
 use crate::image_load::Archive;
-use crate::node;
+use crate::node::{self, Applied};
 use crate::objects;
 use crate::world::World;
 
@@ -71,7 +71,8 @@ impl SystemCluster {
         let begun = Timestamp::now();
         self.ensure_network(run).await?;
         let (image, digest) = self.ensure_node_image(run).await?;
-        self.ensure_files(run)?;
+        let settings = node::Settings::of(&run.site);
+        self.ensure_files(run, &settings)?;
         let facts = node::Facts {
             cluster: &world.instance.kind_cluster(),
             image: &image,
@@ -129,14 +130,28 @@ impl SystemCluster {
             }
         }
         let started = run.is_working().then_some(begun);
-        if !self.ready(run, &kind.node(), started).await? {
+        let stopped = || {
             let message = "the node stopped while it was waited for; it is started again".to_owned();
-            return Ok(Verdict::Waiting { message, retry: Duration::from_secs(1) });
+            Ok(Verdict::Waiting { message, retry: Duration::from_secs(1) })
+        };
+        if !self.ready(run, &kind.node(), started).await? {
+            return stopped();
         }
-        if !whole {
+        let container = if whole {
+            container.map(|c| c.id)
+        } else {
             let made = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
-            let container = made.ok_or_else(|| Failure::new("the node vanished while it was made"))?.id;
-            durable::write_json(&marker_path, &Marker { container, plan }).map_err(|e| Failure::of(&e))?;
+            made.map(|c| c.id)
+        };
+        let container = container.ok_or_else(|| Failure::new("the node vanished while it was made"))?;
+        if !whole {
+            let marker = Marker { container: container.clone(), plan };
+            durable::write_json(&marker_path, &marker).map_err(|e| Failure::of(&e))?;
+        }
+        if self.ensure_settings(run, container, !whole, &settings).await?
+            && !self.ready(run, &kind.node(), None).await?
+        {
+            return stopped();
         }
         let version = world.index()?.kubernetes_version.clone();
         Ok(Verdict::Ready(format!("Kubernetes {version}, kubeconfig {}", world.paths.kubeconfig().display())))
@@ -181,8 +196,39 @@ impl SystemCluster {
         Ok((reference, artifact.digest.clone()))
     }
 
+    /// Has the node take on what the site file says about proxy and trust; tells whether it had to. The record comes
+    /// after: a kill in between costs one more start of containerd.
+    async fn ensure_settings(
+        &self,
+        run: &Run,
+        container: String,
+        made: bool,
+        settings: &node::Settings,
+    ) -> Result<bool, Failure> {
+        let world = &self.world;
+        let record = world.paths.join("state/node-settings.json");
+        let applied: Option<Applied> = durable::read_json(&record).unwrap_or_default();
+        let needed = node::needs(applied.as_ref(), &container, made, settings);
+        if needed {
+            run.working("gives the node its proxy and trust");
+            info!(
+                step = "system-cluster",
+                "containerd starts anew with the proxy and the certificates of the site file"
+            );
+            let node = world.kind().node();
+            let taken = world.docker.run_in(&node, node::TAKE_ON).await;
+            let hint = format!("`docker exec {node} journalctl -b -u containerd` shows what holds it up");
+            taken.map_err(|e| Failure::of(&e).hint(hint))?;
+        }
+        let now = Applied { container, settings: settings.digest() };
+        if applied.as_ref() != Some(&now) {
+            durable::write_json(&record, &now).map_err(|e| Failure::of(&e))?;
+        }
+        Ok(needed)
+    }
+
     /// Files that are mounted into the node.
-    fn ensure_files(&self, run: &Run) -> Result<(), Failure> {
+    fn ensure_files(&self, run: &Run, settings: &node::Settings) -> Result<(), Failure> {
         let paths = &self.world.paths;
         let [a, b, c, _] = self.world.instance.docker_subnet().octets();
         let upstream = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
@@ -193,10 +239,12 @@ impl SystemCluster {
         write("node/resolv.conf", &node::resolv_conf(&run.site, &host, [a, b, c, 1].into()), 0o644)?;
         write("audit/policy.yaml", &format!("{:#}\n", node::audit_policy()), 0o600)?;
         let drop_in = "node/containerd.service.d/proxy.conf";
-        match node::containerd_proxy(&run.site) {
-            Some(text) => write(drop_in, &text, 0o600).map(drop),
-            None => durable::remove_file(&paths.join(drop_in)).map(drop).map_err(|e| Failure::of(&e)),
+        match &settings.drop_in {
+            Some(text) => write(drop_in, text, 0o600).map(drop)?,
+            None => durable::remove_file(&paths.join(drop_in)).map(drop).map_err(|e| Failure::of(&e))?,
         }
+        let folder = paths.join("node/ca-certificates");
+        durable::only_files(&folder, &settings.certificates, 0o644).map_err(|e| Failure::of(&e))
     }
 
     /// Ready means probed: the API server says so, the node's kubelet is alive, and names resolve. False where the node

@@ -93,7 +93,8 @@ async fn every_step_is_ready(appliance: &Appliance) -> Result<()> {
     anyhow::ensure!(status.phase == Phase::Ready, "{status:?}");
     let names: Vec<_> = status.steps.iter().map(|step| step.name.as_str()).collect();
     anyhow::ensure!(
-        names == ["preflight", "bundle", "system-cluster", "registry", "operator", "system-applications"],
+        names
+            == ["preflight", "bundle", "system-cluster", "registry", "operator", "cluster-api", "system-applications"],
         "{names:?}"
     );
     for step in &status.steps {
