@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use edge_api::names::NAMESPACE;
 use edge_api::{Appliance, Instance, VirtualMachine, VirtualMachineImage};
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -26,6 +27,8 @@ use crate::world;
 const API_DEADLINE: Duration = Duration::from_secs(150);
 /// Longest wait for all objects of one kind to go. A guest that ignores its shutdown takes a while.
 const GONE_DEADLINE: Duration = Duration::from_mins(4);
+/// Longest wait for whole clusters: their nodes are drained one after another.
+const CLUSTERS_DEADLINE: Duration = Duration::from_mins(15);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -159,9 +162,13 @@ async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: Opt
         say("started the stopped system cluster for its machines to be removed");
     }
     let client = connect(paths).await?;
-    remove_all::<VirtualMachine>(&client, "virtual machine").await?;
-    remove_all::<VirtualMachineImage>(&client, "image").await?;
-    remove_all::<Appliance>(&client, "appliance").await
+    // Clusters first: they would make machines that are missing again.
+    let clusters = ApiResource::from_gvk(&GroupVersionKind::gvk("cluster.x-k8s.io", "v1beta2", "Cluster"));
+    let clusters: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &clusters);
+    remove_all(&clusters, "cluster", CLUSTERS_DEADLINE).await?;
+    remove_all::<VirtualMachine>(&Api::namespaced(client.clone(), NAMESPACE), "virtual machine", GONE_DEADLINE).await?;
+    remove_all::<VirtualMachineImage>(&Api::namespaced(client.clone(), NAMESPACE), "image", GONE_DEADLINE).await?;
+    remove_all::<Appliance>(&Api::namespaced(client, NAMESPACE), "appliance", GONE_DEADLINE).await
 }
 
 async fn connect(paths: &Paths) -> Result<kube::Client, String> {
@@ -181,14 +188,10 @@ async fn connect(paths: &Paths) -> Result<kube::Client, String> {
     }
 }
 
-async fn remove_all<K>(client: &kube::Client, what: &str) -> Result<(), String>
+async fn remove_all<K>(api: &Api<K>, what: &str, deadline: Duration) -> Result<(), String>
 where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
 {
-    let api: Api<K> = Api::namespaced(client.clone(), NAMESPACE);
     let begun = Instant::now();
     let mut known: Vec<String> = Vec::new();
     loop {
@@ -212,9 +215,9 @@ where
                 Ok(_) => {}
             }
         }
-        if begun.elapsed() > GONE_DEADLINE {
-            let seconds = GONE_DEADLINE.as_secs();
-            return Err(format!("after {seconds} s vm-operator has not removed: {what} {}", names.join(", ")));
+        if begun.elapsed() > deadline {
+            let seconds = deadline.as_secs();
+            return Err(format!("after {seconds} s still there: {what} {}", names.join(", ")));
         }
         known = names;
         tokio::time::sleep(Duration::from_millis(500)).await;
