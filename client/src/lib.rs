@@ -5,6 +5,7 @@
 
 mod error;
 mod events;
+mod span;
 mod sse;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use tokio::net::UnixStream;
 
 pub use error::Error;
 pub use events::{Event, Events};
+pub use span::span;
 
 /// Longest wait for an answer. Everything the agent answers from is in its memory or on local disk.
 const DEADLINE: Duration = Duration::from_secs(30);

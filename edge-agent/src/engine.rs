@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use edge_api::SiteConfig;
 use edge_api::agent::StepState;
+pub use edge_layers::chain;
 use futures::future::LocalBoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -85,21 +86,6 @@ impl Failure {
         self.hint = Some(hint.into());
         self
     }
-}
-
-/// An error and its sources in one line; a source that its error already shows is not repeated.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// One idempotent step.

@@ -103,8 +103,8 @@ impl Failure {
     }
 }
 
-/// An error and its sources, each once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its sources in one line; a source that its error already shows is not repeated.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -34,7 +34,7 @@ use kube::Client;
 use crate::cluster::Cluster;
 use crate::inventory::{Inventory, Key};
 
-pub use crate::error::{Error, Failure};
+pub use crate::error::{Error, Failure, chain};
 pub use crate::health::{Health, health};
 pub use crate::helm::{Helm, HelmError};
 

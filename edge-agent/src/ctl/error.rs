@@ -1,10 +1,10 @@
 //! Why a command failed.
 
-use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::text::complain;
+use crate::engine::chain;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,14 +58,7 @@ impl Error {
 
     /// Prints the error with its causes and what to do.
     pub(super) fn print(&self) {
-        let mut line = format!("error: {self}");
-        let mut source = self.source();
-        while let Some(cause) = source {
-            line.push_str(": ");
-            line.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        complain(&line);
+        complain(&format!("error: {}", chain(self)));
         if let Some(hint) = self.hint() {
             complain(&format!("hint: {hint}"));
         }

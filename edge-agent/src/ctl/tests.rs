@@ -96,13 +96,6 @@ fn status_as_a_table() {
 }
 
 #[test]
-fn times() {
-    let span = |seconds| text::span(at(0), at(seconds));
-    assert_eq!([span(0), span(59), span(125), span(11_520), span(446_400)], ["0s", "59s", "2m05s", "3h12m", "5d4h"]);
-    assert_eq!(text::span(at(5), at(0)), "0s", "clocks may be set back");
-}
-
-#[test]
 fn log_lines_cannot_move_the_cursor() {
     let line = LogLine { time: at(0), level: "warn".to_owned(), step: None, message: "a\x1b[2Jb\nc".to_owned() };
     let shown = logs::render(&line, Paint::none());

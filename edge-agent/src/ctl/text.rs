@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+pub use edge_client::span;
 use jiff::{Timestamp, tz::TimeZone};
 use serde::Serialize;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -143,18 +144,6 @@ pub fn table(headings: &[&str], rows: Vec<Vec<Cell>>, paint: Paint) -> String {
         out.push('\n');
     }
     out
-}
-
-/// A span of time in the two biggest units that tell something: `43s`, `2m05s`, `3h12m`, `5d4h`.
-pub fn span(from: Timestamp, to: Timestamp) -> String {
-    let seconds = to.as_second().saturating_sub(from.as_second()).max(0);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
-        3600..86_400 => format!("{hours}h{:02}m", minutes % 60),
-        _ => format!("{days}d{}h", hours % 24),
-    }
 }
 
 /// A moment in the host's time zone, to the second.
