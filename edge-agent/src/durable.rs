@@ -1,5 +1,6 @@
 //! Files that survive a kill or a power cut at any instant: written beside, synced, renamed over, folder synced.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -116,6 +117,17 @@ pub fn ensure_folder(path: &Path, mode: u32) -> Result<(), Error> {
     Ok(())
 }
 
+/// Sees to it that a folder has these files, by their names, and no other.
+pub fn only_files(folder: &Path, files: &BTreeMap<String, String>, mode: u32) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(io("list", folder))? {
+        let entry = entry.map_err(io("list", folder))?;
+        if !entry.file_name().to_str().is_some_and(|name| files.contains_key(name)) {
+            remove_file(&entry.path())?;
+        }
+    }
+    files.iter().try_for_each(|(name, text)| write_if_changed(&folder.join(name), text.as_bytes(), mode).map(drop))
+}
+
 /// Removes a file; not there is done.
 pub fn remove_file(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {
@@ -159,6 +171,25 @@ mod tests {
         fs::write(folder.path().join(format!(".state.json.{}.tmp", std::process::id())), b"torn").unwrap();
         write_json(&path, &vec![1, 2]).unwrap();
         assert_eq!(read_json::<Vec<u8>>(&path).unwrap(), Some(vec![1, 2]));
+    }
+
+    #[test]
+    fn a_folder_has_what_is_wanted_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let files = |names: &[&str]| names.iter().map(|n| ((*n).to_owned(), format!("content of {n}"))).collect();
+        only_files(folder.path(), &files(&["a", "b"]), 0o644).unwrap();
+        assert_eq!(names(), ["a", "b"]);
+        let written = fs::metadata(folder.path().join("b")).unwrap().modified().unwrap();
+        only_files(folder.path(), &files(&["b", "c"]), 0o644).unwrap();
+        assert_eq!(names(), ["b", "c"]);
+        assert_eq!(fs::metadata(folder.path().join("b")).unwrap().modified().unwrap(), written);
+        only_files(folder.path(), &files(&[]), 0o644).unwrap();
+        assert!(names().is_empty());
     }
 
     #[test]

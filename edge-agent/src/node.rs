@@ -3,12 +3,16 @@
 //! Mounts and ports are fixed when the node is made, so all are planned at once (D1). Everything that must survive
 //! lies below the agent's root. A different plan means a new node on the old data.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use edge_api::SiteConfig;
 use edge_api::names::REGISTRY_PORT;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::bundle::sha256;
 
 /// Where the node sees `<root>/registry`.
 pub const NODE_REGISTRY: &str = "/var/lib/pcg-registry";
@@ -147,6 +151,59 @@ pub fn containerd_proxy(site: &SiteConfig) -> Option<String> {
     Some(text)
 }
 
+/// What the node's containerd is given at its start, from the site file.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Settings {
+    /// Content of the drop-in for its unit.
+    pub drop_in: Option<String>,
+    /// Certificates for the node's trust store: file name, PEM.
+    pub certificates: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Those of a site.
+    pub fn of(site: &SiteConfig) -> Self {
+        let named = |pem: String| {
+            let digest = sha256(pem.as_bytes());
+            let hex = digest.trim_start_matches("sha256:");
+            (format!("pcg-proxy-{}.crt", hex.get(..16).unwrap_or(hex)), pem)
+        };
+        let certificates = crate::site::proxy_certificates(site).into_iter().map(named).collect();
+        Self { drop_in: containerd_proxy(site), certificates }
+    }
+
+    /// Digest of all of them.
+    pub fn digest(&self) -> String {
+        sha256(format!("{self:?}").as_bytes())
+    }
+}
+
+/// Settings that a node has taken on.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// Its container, whose file system has the trust store.
+    pub container: String,
+    /// Digest of the settings.
+    pub settings: String,
+}
+
+/// Whether a node must still take settings on. One that was just `made` has read the drop-in at its start.
+pub fn needs(applied: Option<&Applied>, container: &str, made: bool, wanted: &Settings) -> bool {
+    match applied.filter(|applied| applied.container == container) {
+        Some(applied) => applied.settings != wanted.digest(),
+        None if made => !wanted.certificates.is_empty(),
+        None => *wanted != Settings::default(),
+    }
+}
+
+/// Script that has a node take its settings on: its trust store is made anew of what the system brings and our
+/// certificates, and containerd starts anew, which leaves containers alone.
+pub const TAKE_ON: &str = "set -e
+update-ca-certificates --fresh --localcertsdir /etc/pcg/ca-certificates
+systemctl daemon-reload
+systemctl restart containerd";
+
 /// Quoting of systemd unit files inside double quotes; `%` starts a specifier there.
 fn unit_quote(value: &str) -> String {
     let mut out = String::new();
@@ -254,6 +311,61 @@ mod tests {
         let text = containerd_proxy(&site(proxy)).unwrap();
         assert!(text.contains("Environment=\"HTTP_PROXY=http://u:p%%40\\\"x@h:1\"\n"), "{text}");
         assert!(text.contains(".internal,10.0.0.0/8\"\n"), "{text}");
+    }
+
+    #[test]
+    fn settings_are_taken_on_once_for_every_edit() {
+        use base64::Engine as _;
+        let pem = |text: &str| format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+        let base64 = |text: String| base64::prelude::BASE64_STANDARD.encode(text);
+        let with = |certificates: Vec<String>| {
+            let proxy = json!({"http": "http://h:1", "https": "http://h:1", "ca_certificates": certificates});
+            Settings::of(&site(json!({"proxy": proxy})))
+        };
+        let none = Settings::of(&SiteConfig::default());
+        assert_eq!(none, Settings::default());
+        let proxy = with(Vec::new());
+        // A chain in one entry, with words for people, is as good as two entries.
+        let both = with(vec![base64(format!("# root\n{}# issuing\n{}", pem("AA"), pem("BB")))]);
+        assert_eq!(both, with(vec![base64(pem("BB")), base64(pem("AA")).trim_end_matches('=').to_owned()]));
+        assert_eq!(both.certificates.values().collect::<Vec<_>>().len(), 2);
+        assert!(both.certificates.values().all(|text| *text == pem("AA") || *text == pem("BB")), "{both:?}");
+        assert!(both.certificates.keys().all(|name| name.starts_with("pcg-proxy-") && name.ends_with(".crt")));
+
+        let applied = |settings: &Settings| Applied { container: "c1".to_owned(), settings: settings.digest() };
+        // Just made: the drop-in was there before containerd, the trust store was not.
+        assert!(!needs(None, "c1", true, &none) && !needs(None, "c1", true, &proxy) && needs(None, "c1", true, &both));
+        // Made by a version that kept no record.
+        assert!(!needs(None, "c1", false, &none) && needs(None, "c1", false, &proxy));
+        for (had, wanted) in [(&none, &both), (&both, &proxy), (&both, &none), (&proxy, &none), (&none, &proxy)] {
+            assert!(needs(Some(&applied(had)), "c1", false, wanted), "an edit is followed, also back");
+            assert!(!needs(Some(&applied(wanted)), "c1", false, wanted), "and once");
+        }
+        assert!(needs(Some(&applied(&both)), "c2", true, &both), "a new container has the image's trust store");
+    }
+
+    #[test]
+    fn the_script_stops_where_something_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            use std::os::unix::fs::PermissionsExt;
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\necho \"${{0##*/}} $*\"\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        let run = || {
+            let script =
+                std::process::Command::new("/bin/sh").args(["-c", TAKE_ON]).env("PATH", folder.path()).output();
+            let script = script.unwrap();
+            (script.status.success(), String::from_utf8(script.stdout).unwrap())
+        };
+        put("update-ca-certificates", "");
+        put("systemctl", "");
+        let all = "update-ca-certificates --fresh --localcertsdir /etc/pcg/ca-certificates\n\
+                   systemctl daemon-reload\nsystemctl restart containerd\n";
+        assert_eq!(run(), (true, all.to_owned()));
+        put("update-ca-certificates", "exit 1");
+        assert_eq!(run(), (false, all.lines().next().unwrap().to_owned() + "\n"));
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Paths {
             ("certs.d", 0o700),
             ("node", 0o700),
             ("node/containerd.service.d", 0o700),
+            ("node/ca-certificates", 0o700),
             ("audit", 0o700),
             ("profiles", 0o700),
             ("console", 0o755),

@@ -161,6 +161,12 @@ impl Docker {
         self.command(["container", "start", name]).deadline(Duration::from_mins(2)).run().await.map(drop)
     }
 
+    /// Runs a shell script in a container.
+    pub async fn run_in(&self, name: &str, script: &str) -> Result<(), Error> {
+        let program = self.command(["container", "exec", name, "/bin/sh", "-c", script]);
+        program.deadline(Duration::from_mins(2)).run().await.map(drop)
+    }
+
     /// Last lines of what a container wrote.
     pub async fn logs(&self, name: &str, lines: u32) -> Result<String, Error> {
         let output = self.command(["container", "logs", "--tail", &lines.to_string(), name]).run().await?;

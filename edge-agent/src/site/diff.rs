@@ -41,8 +41,8 @@ impl Changes {
 
 /// Compares two valid site files.
 ///
-/// A reinstall is needed for what the system cluster or a disk was made with: identity, mode, proxy and name servers
-/// of the node container, the path of a pool, the kind or address of a network that guests are on.
+/// A reinstall is needed for what the system cluster or a disk was made with: identity, mode, name servers of the
+/// node container, the path of a pool, the kind or address of a network that guests are on.
 pub fn diff(old: &SiteConfig, new: &SiteConfig) -> Changes {
     // No `..`: a new field must be decided here.
     let SiteConfig { device_id, mode, proxy, router, host, hub, profile, storage_pools: _, networks: _, ssh_keys } =
@@ -51,7 +51,7 @@ pub fn diff(old: &SiteConfig, new: &SiteConfig) -> Changes {
     let mut changes = Changes::default();
     changes.reinstall(old.device_id != *device_id, "device_id");
     changes.reinstall(old.mode != *mode, "mode");
-    changes.reinstall(old.proxy != *proxy, "proxy");
+    changes.live(old.proxy != *proxy, "proxy");
     let (wan, lan) = (stays(old, new, "wan"), stays(old, new, "lan"));
     match (&old.router, router) {
         (Some(old), Some(new)) => {
@@ -83,18 +83,8 @@ fn stays(old: &SiteConfig, new: &SiteConfig, name: &str) -> bool {
 /// What a running appliance follows of `new`: the fields that need a reinstall stay as they were `installed`.
 pub fn as_installed(installed: &SiteConfig, new: &SiteConfig) -> SiteConfig {
     // No `..`: a new field must be decided here, as in `diff`.
-    let SiteConfig {
-        device_id: _,
-        mode: _,
-        proxy: _,
-        router,
-        host,
-        hub,
-        profile,
-        storage_pools,
-        networks: _,
-        ssh_keys,
-    } = new;
+    let SiteConfig { device_id: _, mode: _, proxy, router, host, hub, profile, storage_pools, networks: _, ssh_keys } =
+        new;
     let Host { dns: _, ntp } = host;
     let before = effective_networks(installed);
     let networks = effective_networks(new).into_iter();
@@ -118,7 +108,7 @@ pub fn as_installed(installed: &SiteConfig, new: &SiteConfig) -> SiteConfig {
     SiteConfig {
         device_id: installed.device_id.clone(),
         mode: installed.mode,
-        proxy: installed.proxy.clone(),
+        proxy: proxy.clone(),
         router,
         host: Host { dns: installed.host.dns.clone(), ntp: ntp.clone() },
         hub: hub.clone(),

@@ -28,6 +28,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use base64::Engine as _;
 use edge_api::SiteConfig;
 use edge_api::agent::ValidationError;
 
@@ -96,4 +97,24 @@ pub fn notes(site: &SiteConfig) -> Vec<String> {
         notes.push("hub: accepted, but pairing with a hub is not in this version".to_owned());
     }
     notes
+}
+
+/// PEM of the certificates to trust behind the proxy, one each; every entry of the site file may hold several.
+pub fn proxy_certificates(site: &SiteConfig) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let entries = site.proxy.iter().flat_map(|proxy| &proxy.ca_certificates);
+    let texts = entries.filter_map(|entry| {
+        let compact: String = entry.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+        String::from_utf8(values::BASE64.decode(compact).ok()?).ok()
+    });
+    let mut all = Vec::new();
+    for text in texts {
+        // What stands between certificates is for people.
+        for part in text.split_inclusive(END) {
+            if let Some(at) = part.find("-----BEGIN CERTIFICATE-----").filter(|_| part.ends_with(END)) {
+                all.push(format!("{}\n", &part[at..]));
+            }
+        }
+    }
+    all
 }

@@ -39,7 +39,7 @@ fn differences() {
         &["device_id", "host.dns"],
     );
     check(&format!("{ROUTER}profile: p.tar\nhub: {{endpoint: h}}\n"), &["hub", "profile"], &[]);
-    check(&format!("{ROUTER}proxy: {{http: 'http://p:1', https: 'http://p:1'}}\n"), &[], &["proxy"]);
+    check(&format!("{ROUTER}proxy: {{http: 'http://p:1', https: 'http://p:1'}}\n"), &["proxy"], &[]);
     // The default network follows the router.
     check(&ROUTER.replace("192.168.150.2", "192.168.160.2"), &[], &["router.wan_ip", "networks.wan.address"]);
     // Naming the defaults changes nothing.
