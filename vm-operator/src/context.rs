@@ -146,9 +146,12 @@ impl Context {
         self.filled.get_or_init(|| async { while look().await.is_err() {} }).await;
     }
 
-    /// All machines that can be read.
-    pub fn machines(&self) -> Vec<VirtualMachine> {
-        self.stores.machines.state().iter().filter_map(|guard| guard.0.as_ref().ok().cloned()).collect()
+    /// Names of the machines that can be read and are meant. Names, because there may be thousands, and this is asked
+    /// with every event.
+    pub fn machines(&self, meant: impl Fn(&VirtualMachine) -> bool) -> Vec<String> {
+        let all = self.stores.machines.state();
+        let readable = all.iter().filter_map(|guard| guard.0.as_ref().ok());
+        readable.filter(|machine| meant(machine)).map(kube::ResourceExt::name_any).collect()
     }
 
     /// All images that can be read.

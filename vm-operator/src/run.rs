@@ -195,8 +195,8 @@ fn send<K: Resource<DynamicType = ()>>(to: &mpsc::UnboundedSender<ObjectRef<K>>,
 }
 
 fn wake_machines(context: &Context, triggers: &Triggers, affected: impl Fn(&VirtualMachine) -> bool) {
-    for machine in context.machines().iter().filter(|m| affected(m)) {
-        send(&triggers.machines, &machine.name_any(), context);
+    for machine in context.machines(affected) {
+        send(&triggers.machines, &machine, context);
     }
 }
 

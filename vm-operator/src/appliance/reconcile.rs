@@ -37,9 +37,7 @@ impl Reconcile for Appliance {
     /// Waits for machines and images, then removes what carries the appliance's mark.
     async fn cleanup(&self, context: &Context) -> Result<(), Error> {
         let name = self.name_any();
-        let machines = context.machines();
-        let machines = machines.iter().filter(|m| m.spec.appliance == name).map(kube::ResourceExt::name_any);
-        wait(self, context, "machines", machines.collect()).await?;
+        wait(self, context, "machines", context.machines(|m| m.spec.appliance == name)).await?;
         let images = context.images();
         let images = images.iter().filter(|i| i.spec.appliance == name).map(kube::ResourceExt::name_any);
         wait(self, context, "images", images.collect()).await?;

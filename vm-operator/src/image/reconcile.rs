@@ -92,12 +92,8 @@ impl Reconcile for VirtualMachineImage {
     /// Deletes volumes that no other image claims and nothing depends on.
     async fn cleanup(&self, context: &Context) -> Result<(), Error> {
         let name = self.name_any();
-        let machines = context.machines();
-        let users: Vec<String> = machines
-            .iter()
-            .filter(|m| m.spec.image.as_deref() == Some(&name) && m.spec.appliance == self.spec.appliance)
-            .map(kube::ResourceExt::name_any)
-            .collect();
+        let users =
+            context.machines(|m| m.spec.image.as_deref() == Some(&name) && m.spec.appliance == self.spec.appliance);
         if !users.is_empty() {
             let message = format!("cannot be deleted while these machines use it: {}", users.join(", "));
             publish(self, context, &Verdict::no("ImageInUse", message.clone()), None).await?;
