@@ -22,6 +22,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
+use crate::cluster_api::run::Touched;
 use crate::errors::Backoff;
 use crate::image::transfer::Locks;
 use crate::libvirt::connection::Hosts;
@@ -65,6 +66,8 @@ pub struct Triggers {
     pub images: mpsc::UnboundedSender<ObjectRef<DeserializeGuard<VirtualMachineImage>>>,
     /// Machines to look at.
     pub machines: mpsc::UnboundedSender<ObjectRef<DeserializeGuard<VirtualMachine>>>,
+    /// What Cluster API's provider hears of.
+    pub provider: mpsc::UnboundedSender<Touched>,
 }
 
 /// Everything the reconcilers share.
@@ -160,7 +163,8 @@ impl Context {
     }
 }
 
-fn get<K>(store: &Store<DeserializeGuard<K>>, namespace: &str, name: &str) -> Option<K>
+/// An object of a cache that can be read.
+pub fn get<K>(store: &Store<DeserializeGuard<K>>, namespace: &str, name: &str) -> Option<K>
 where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {

@@ -2,6 +2,7 @@
 //! volumes and domains, and reports what became of them.
 
 pub mod appliance;
+pub mod cluster_api;
 pub mod context;
 pub mod errors;
 pub mod identity;

@@ -111,7 +111,11 @@ fn key<K: kube::Resource<DynamicType = ()>>(object: &K) -> (Cow<'static, str>, S
 }
 
 /// Says when to look again after an error, and logs the whole chain once.
-pub fn after<K: Reconcile>(object: &DeserializeGuard<K>, error: &Error<K::Failure>, context: &Context) -> Next {
+pub fn after<K, F>(object: &DeserializeGuard<K>, error: &Error<F>, context: &Context) -> Next
+where
+    K: kube::Resource<DynamicType = ()>,
+    F: std::error::Error + 'static,
+{
     let (kind, name) = (K::kind(&()), object.name_any());
     match error {
         Error::Waiting(_) => {

@@ -22,12 +22,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster_api::run::Touched;
 use crate::context::{Context, Stores, Times, Triggers};
 use crate::libvirt::connection::{Hosts, News, What};
 use crate::libvirt::events::HostEvent;
 use crate::machine::validate::secrets;
 use crate::reconcile::{Reconcile, after, reconcile};
-use crate::{image, machine};
+use crate::{cluster_api, image, machine};
 
 /// How the operator runs.
 #[derive(Clone, Debug)]
@@ -54,7 +55,13 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
     let (appliance_triggers, appliances_wanted) = mpsc::unbounded_channel();
     let (image_triggers, images_wanted) = mpsc::unbounded_channel();
     let (machine_triggers, machines_wanted) = mpsc::unbounded_channel();
-    let triggers = Triggers { appliances: appliance_triggers, images: image_triggers, machines: machine_triggers };
+    let (provider_triggers, provider_wanted) = mpsc::unbounded_channel();
+    let triggers = Triggers {
+        appliances: appliance_triggers,
+        images: image_triggers,
+        machines: machine_triggers,
+        provider: provider_triggers,
+    };
     let (appliance_store, appliance_writer) = store::<Site>();
     let (image_store, image_writer) = store::<Image>();
     let (machine_store, machine_writer) = store::<Machine>();
@@ -99,7 +106,8 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
         tokio::join!(
             control(appliances, stores.appliances.clone(), appliances_wanted, &stop, &context),
             control(images, stores.images.clone(), images_wanted, &stop, &context),
-            control(machines, stores.machines.clone(), machines_wanted, &stop, &context)
+            control(machines, stores.machines.clone(), machines_wanted, &stop, &context),
+            cluster_api::run::run(context.clone(), provider_wanted, stop.clone())
         )
     });
 
@@ -128,7 +136,7 @@ pub async fn run(client: Client, options: Options, stop: CancellationToken) -> a
 }
 
 /// One watch, its cache, and every touched object.
-fn watch<K>(
+pub(crate) fn watch<K>(
     client: &Client,
     namespace: &str,
     writer: kube::runtime::reflector::store::Writer<DeserializeGuard<K>>,
@@ -194,6 +202,11 @@ fn send<K: Resource<DynamicType = ()>>(to: &mpsc::UnboundedSender<ObjectRef<K>>,
     let _ending = to.send(ObjectRef::new(name).within(&context.namespace));
 }
 
+/// Cluster API's provider may not run yet, or not any more.
+fn tell_provider(triggers: &Triggers, touched: Touched) {
+    let _not_there = triggers.provider.send(touched);
+}
+
 fn wake_machines(context: &Context, triggers: &Triggers, affected: impl Fn(&VirtualMachine) -> bool) {
     for machine in context.machines(affected) {
         send(&triggers.machines, &machine, context);
@@ -215,6 +228,7 @@ fn note_seen<K: Resource>(context: &Context, touched: &K) {
 
 fn appliance_touched(context: &Context, triggers: &Triggers, touched: &Site) {
     let name = touched.name_any();
+    tell_provider(triggers, Touched::Appliance(name.clone()));
     wake_machines(context, triggers, |m| m.spec.appliance == name);
     wake_images(context, triggers, |i| i.spec.appliance == name);
 }
@@ -228,6 +242,7 @@ fn image_touched(context: &Context, triggers: &Triggers, touched: &Image) {
 }
 
 fn machine_touched(context: &Context, triggers: &Triggers, touched: &Machine) {
+    tell_provider(triggers, Touched::VirtualMachine(touched.name_any()));
     let Ok(machine) = &touched.0 else { return };
     // Deletions that wait for this machine to go.
     if let Some(image) = machine.spec.image.as_deref().and_then(|name| context.image(name))
@@ -253,6 +268,7 @@ async fn follow_secrets(client: &Client, context: &Context, triggers: &Triggers)
         .for_each(|touched| async {
             let Ok(secret) = touched else { return };
             let name = secret.name_any();
+            tell_provider(triggers, Touched::Secret(name.clone()));
             wake_machines(context, triggers, |m| secrets(&m.spec).any(|s| s == name));
             wake_images(context, triggers, |i| {
                 context.appliance(&i.spec.appliance).is_some_and(|a| a.spec.registry.secret_name == name)

@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 
 use edge_api::appliance::ApplianceStatus;
 use edge_api::condition::{self, Condition, ConditionStatus};
+use edge_api::ip_pool::IPPoolStatus;
+use edge_api::libvirt_cluster::LibvirtClusterStatus;
+use edge_api::libvirt_machine::LibvirtMachineStatus;
 use edge_api::virtual_machine::VirtualMachineStatus;
 use edge_api::virtual_machine_image::VirtualMachineImageStatus;
 use jiff::Timestamp;
@@ -18,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::cluster_api::upstream::IPAddressClaimStatus;
 use crate::context::Context;
 
 /// Field manager of everything this operator writes.
@@ -133,7 +137,15 @@ macro_rules! conditions {
     };
 }
 
-conditions!(ApplianceStatus, VirtualMachineImageStatus, VirtualMachineStatus);
+conditions!(
+    ApplianceStatus,
+    IPAddressClaimStatus,
+    IPPoolStatus,
+    LibvirtClusterStatus,
+    LibvirtMachineStatus,
+    VirtualMachineImageStatus,
+    VirtualMachineStatus
+);
 
 /// The newest status of an object that is known.
 pub fn newest<K>(context: &Context, object: &K) -> K::Status
@@ -194,7 +206,7 @@ where
         return;
     }
     // Waiting is no news worth a warning; failing is.
-    let failing = now.status == ConditionStatus::False && !WAITING.contains(&now.reason.as_str());
+    let failing = now.status == ConditionStatus::False && !is_step(&now.reason);
     let event = Event {
         type_: if failing { EventType::Warning } else { EventType::Normal },
         reason: now.reason.clone(),
@@ -209,16 +221,20 @@ where
     }
 }
 
+/// Whether a reason is a step of the normal way.
+fn is_step(reason: &str) -> bool {
+    reason.starts_with("WaitingFor") || WAITING.contains(&reason)
+}
+
 /// Reasons that are steps of the normal way.
-const WAITING: [&str; 10] = [
+const WAITING: [&str; 9] = [
     "Connecting",
     "Preparing",
     "Downloading",
     "Starting",
     "ShuttingDown",
     "Restarting",
-    "WaitingForAgent",
-    "WaitingForAddress",
+    "Deleting",
     "ImageNotReady",
     "ApplianceNotReady",
 ];

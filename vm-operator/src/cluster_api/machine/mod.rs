@@ -1,0 +1,7 @@
+//! `LibvirtMachine`: one Cluster API machine as one `VirtualMachine`.
+
+pub mod cleanup;
+pub mod node;
+pub mod reconcile;
+pub mod seed;
+pub mod status;

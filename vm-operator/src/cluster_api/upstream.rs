@@ -1,0 +1,179 @@
+//! Cluster API's own kinds, with only the fields that are read or written here. Nothing here is ever written as a whole
+//! over an object of somebody else.
+
+use edge_api::cluster_api::ApiEndpoint;
+use edge_api::condition::Condition;
+use kube::CustomResource;
+use serde::{Deserialize, Serialize};
+
+/// What a `Cluster` should be.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Serialize)]
+#[kube(
+    group = "cluster.x-k8s.io",
+    version = "v1beta2",
+    kind = "Cluster",
+    namespaced,
+    status = "ClusterStatus",
+    schema = "disabled"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterSpec {
+    /// Whether nobody may act on what belongs to the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
+    /// Where its API server answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane_endpoint: Option<PartialEndpoint>,
+}
+
+/// An endpoint as Cluster API has it: each part may still be missing.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartialEndpoint {
+    /// Address or name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
+    /// TCP port.
+    #[serde(default)]
+    pub port: u16,
+}
+
+impl PartialEndpoint {
+    /// The endpoint, where both parts are there.
+    pub fn whole(&self) -> Option<ApiEndpoint> {
+        let Self { host, port } = self;
+        (!host.is_empty() && *port != 0).then(|| ApiEndpoint { host: host.clone(), port: *port })
+    }
+}
+
+/// What became of a `Cluster`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// How far its first provisioning has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initialization: Option<ClusterInitialization>,
+}
+
+/// How far a cluster's first provisioning has come.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterInitialization {
+    /// Whether its infrastructure is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub infrastructure_provisioned: Option<bool>,
+}
+
+/// What a `Machine` should be.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, Serialize)]
+#[kube(group = "cluster.x-k8s.io", version = "v1beta2", kind = "Machine", namespaced, schema = "disabled")]
+#[serde(rename_all = "camelCase")]
+pub struct MachineSpec {
+    /// Its cluster.
+    #[serde(default)]
+    pub cluster_name: String,
+    /// What it starts with.
+    #[serde(default)]
+    pub bootstrap: Bootstrap,
+    /// Failure domain it must be placed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_domain: Option<String>,
+}
+
+/// What a machine starts with.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bootstrap {
+    /// Secret with the data, once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_secret_name: Option<String>,
+}
+
+/// What an `IPAddressClaim` asks for.
+#[derive(Clone, CustomResource, Debug, Deserialize, Serialize)]
+#[kube(
+    group = "ipam.cluster.x-k8s.io",
+    version = "v1beta2",
+    kind = "IPAddressClaim",
+    plural = "ipaddressclaims",
+    namespaced,
+    status = "IPAddressClaimStatus",
+    schema = "disabled"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IPAddressClaimSpec {
+    /// Cluster that the address is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_name: Option<String>,
+    /// Pool it shall come from.
+    pub pool_ref: PoolReference,
+}
+
+/// Names a pool.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolReference {
+    /// API group.
+    pub api_group: String,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+}
+
+impl PoolReference {
+    /// Names one of our pools.
+    pub fn to(pool: &str) -> Self {
+        Self { api_group: edge_api::names::GROUP.to_owned(), kind: "IPPool".to_owned(), name: pool.to_owned() }
+    }
+
+    /// Whether it names one of our pools.
+    pub fn is_ours(&self) -> bool {
+        self.api_group == edge_api::names::GROUP && self.kind == "IPPool"
+    }
+}
+
+/// What became of a claim.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IPAddressClaimStatus {
+    /// The address that was made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_ref: Option<Named>,
+    /// `Ready`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// Names an object of a kind that is clear.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Named {
+    /// Name.
+    pub name: String,
+}
+
+/// An address that was given out.
+#[derive(Clone, CustomResource, Debug, Deserialize, Serialize)]
+#[kube(
+    group = "ipam.cluster.x-k8s.io",
+    version = "v1beta2",
+    kind = "IPAddress",
+    plural = "ipaddresses",
+    namespaced,
+    schema = "disabled"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IPAddressSpec {
+    /// The claim it is for.
+    pub claim_ref: Named,
+    /// The pool it is from.
+    pub pool_ref: PoolReference,
+    /// The address.
+    pub address: String,
+    /// Prefix length.
+    pub prefix: u8,
+    /// Default gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+}
