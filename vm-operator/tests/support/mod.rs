@@ -5,6 +5,7 @@
 
 #![allow(dead_code)]
 
+pub mod cluster_api;
 pub mod registry;
 pub mod relay;
 

@@ -1,0 +1,521 @@
+//! The provider of Cluster API on a real API server. Libvirt is the test driver, which cannot hold images: machines
+//! whose domain runs are played by writing the status that the `VirtualMachine` would have.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use edge_api::cluster_api::LABEL_CLUSTER;
+use edge_api::{IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine, condition};
+use edge_tests::eventually;
+use edge_tests::wait::Seen;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use support::{NAMESPACE, OPERATOR, SHORT, Site, TIMES};
+use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
+use vm_operator::context::Times;
+
+const URI: &str = "test:///default";
+const BOOTSTRAP: &[u8] = b"## template: jinja\n#cloud-config\nruncmd: []\n\xc3\xa9\n";
+
+/// A control plane with all kinds and an appliance that answers.
+async fn start(number: u8) -> Result<Site> {
+    let site = Site::start(number, URI).await?;
+    // The operator runs already, and finds the kinds when they come.
+    support::cluster_api::install(&site.client()).await?;
+    site.appliance().await?;
+    Ok(site)
+}
+
+fn subnet(number: u8) -> String {
+    format!("192.168.{}", 210 + number)
+}
+
+async fn create<K>(site: &Site, metadata: Value, spec: Value) -> Result<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Serialize,
+    K: std::fmt::Debug,
+{
+    let object: K = serde_json::from_value(json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": metadata, "spec": spec,
+    }))?;
+    // As it was given: the partial views of Cluster API's kinds lack what its definitions want.
+    let mut value = serde_json::to_value(&object)?;
+    value["spec"] = spec;
+    let name = object.name_any();
+    let params = PatchParams::apply("test").force();
+    site.api::<K>().patch(&name, &params, &Patch::Apply(&value)).await.with_context(|| format!("create {name}"))
+}
+
+async fn merge<K>(site: &Site, name: &str, patch: Value) -> Result<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned,
+    K: std::fmt::Debug,
+{
+    Ok(site.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await?)
+}
+
+async fn cluster(site: &Site, name: &str) -> Result<Cluster> {
+    let spec = json!({ "infrastructureRef": {
+        "apiGroup": "infrastructure.cluster.x-k8s.io", "kind": "LibvirtCluster", "name": name,
+    } });
+    create::<Cluster>(site, json!({ "name": name }), spec).await
+}
+
+async fn libvirt_cluster(site: &Site, name: &str, host: Option<&str>) -> Result<LibvirtCluster> {
+    let mut spec = json!({ "appliance": "local", "network": "wan" });
+    if let Some(host) = host {
+        spec["controlPlaneEndpoint"] = json!({ "host": host, "port": 6443 });
+    }
+    create::<LibvirtCluster>(site, json!({ "name": name, "labels": { LABEL_CLUSTER: name } }), spec).await
+}
+
+/// What Cluster API's core does.
+async fn own<K>(site: &Site, name: &str, owner: &impl Resource<DynamicType = ()>) -> Result<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned,
+    K: std::fmt::Debug,
+{
+    let owner = vm_operator::cluster_api::provider::reference(owner, true);
+    merge::<K>(site, name, json!({ "metadata": { "ownerReferences": [owner] } })).await
+}
+
+async fn clusters(site: &Site, names: &[(&str, Option<&str>)]) -> Result<()> {
+    for (name, host) in names {
+        let owner = cluster(site, name).await?;
+        libvirt_cluster(site, name, *host).await?;
+        own::<LibvirtCluster>(site, name, &owner).await?;
+    }
+    Ok(())
+}
+
+async fn pool(site: &Site, name: &str, spec: Value) -> Result<IPPool> {
+    create::<IPPool>(site, json!({ "name": name }), spec).await?;
+    site.wait::<IPPool>(name, "Ready", |c| condition::find(c, "Ready").is_some(), SHORT).await
+}
+
+async fn reason<K>(site: &Site, name: &str, reason: &str) -> Result<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Serialize,
+    K: std::fmt::Debug,
+{
+    let is = |c: &[edge_api::Condition]| condition::find(c, "Ready").is_some_and(|c| c.reason == reason);
+    let object = site.wait::<K>(name, reason, is, SHORT).await?;
+    let value = serde_json::to_value(&object)?;
+    println!("{} {name}: {reason}: {}", K::kind(&()), message(&value));
+    Ok(object)
+}
+
+fn message(object: &Value) -> String {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.iter().find(|c| c["type"] == "Ready").map_or(String::new(), |c| c["message"].to_string())
+}
+
+async fn provisioned(site: &Site, cluster: &str) -> Result<LibvirtCluster> {
+    reason::<LibvirtCluster>(site, cluster, "Provisioned").await?;
+    let status = json!({ "status": { "initialization": { "infrastructureProvisioned": true } } });
+    let api = site.api::<Cluster>();
+    api.patch_status(cluster, &PatchParams::default(), &Patch::Merge(&status)).await?;
+    Ok(site.api::<LibvirtCluster>().get(cluster).await?)
+}
+
+async fn machine(site: &Site, name: &str, cluster: &str, control_plane: bool) -> Result<()> {
+    let mut labels = json!({ LABEL_CLUSTER: cluster });
+    if control_plane {
+        labels["cluster.x-k8s.io/control-plane"] = json!("");
+    }
+    let infrastructure =
+        json!({ "apiGroup": "infrastructure.cluster.x-k8s.io", "kind": "LibvirtMachine", "name": name });
+    let bootstrap =
+        json!({ "configRef": { "apiGroup": "bootstrap.cluster.x-k8s.io", "kind": "KubeadmConfig", "name": name } });
+    let spec = json!({ "clusterName": cluster, "bootstrap": bootstrap, "infrastructureRef": infrastructure });
+    let owner = create::<Machine>(site, json!({ "name": name, "labels": labels }), spec).await?;
+    let spec = json!({
+        "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "node", "rootDisk": { "pool": "default" },
+        "interfaces": [{ "network": "wan", "addressPool": "nodes" }, { "network": "lan" }],
+    });
+    create::<LibvirtMachine>(site, json!({ "name": name, "labels": labels }), spec).await?;
+    own::<LibvirtMachine>(site, name, &owner).await?;
+    Ok(())
+}
+
+async fn bootstrap(site: &Site, machine: &str, secret: &str) -> Result<()> {
+    merge::<Machine>(site, machine, json!({ "spec": { "bootstrap": { "dataSecretName": secret } } })).await?;
+    Ok(())
+}
+
+async fn bootstrap_secret(site: &Site, name: &str, format: &str) -> Result<()> {
+    let secret: Secret = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name },
+        "data": { "value": k8s_openapi::ByteString(BOOTSTRAP.to_vec()) }, "stringData": { "format": format },
+    }))?;
+    let params = PatchParams::apply("test").force();
+    site.api::<Secret>().patch(name, &params, &Patch::Apply(&secret)).await?;
+    Ok(())
+}
+
+/// Plays a domain that runs.
+async fn play_running(site: &Site, name: &str, ip: &str) -> Result<()> {
+    let now = "2026-01-01T00:00:00Z";
+    let status = json!({ "status": {
+        "phase": "Running",
+        "conditions": [{
+            "type": "Ready", "status": "False", "reason": "WaitingForAgent", "message": "played", "lastTransitionTime": now
+        }],
+        "addresses": [{ "network": "lan", "mac": "52:00:00:00:00:01", "ip": ip, "prefix": 24 }],
+    } });
+    let api = site.api::<VirtualMachine>();
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await?;
+    Ok(())
+}
+
+async fn names<K>(site: &Site) -> Result<BTreeSet<String>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned,
+    K: std::fmt::Debug,
+{
+    let all = site.api::<K>().list_metadata(&ListParams::default()).await?;
+    Ok(all.items.iter().map(kube::ResourceExt::name_any).collect())
+}
+
+async fn files(site: &Site, secret: &str) -> Result<std::collections::BTreeMap<String, Vec<u8>>> {
+    let secret = site.api::<Secret>().get(secret).await?;
+    Ok(secret.data.unwrap_or_default().into_iter().map(|(name, data)| (name, data.0)).collect())
+}
+
+async fn until<T: std::fmt::Debug>(what: &str, look: impl AsyncFn() -> Result<(bool, T)>) -> Result<T> {
+    Ok(eventually(what, SHORT, || async { look().await.map(|(done, seen)| Seen::when(done, seen)) }).await?)
+}
+
+/// From nothing to a machine whose domain runs, each wait said; paused; a resync without a write; and gone again.
+#[tokio::test]
+async fn a_machine_comes_and_goes() -> Result<()> {
+    let mut site = start(40).await?;
+    let net = subnet(40);
+    libvirt_cluster(&site, "one", None).await?;
+    reason::<LibvirtCluster>(&site, "one", "WaitingForCluster").await?;
+    let owner = cluster(&site, "one").await?;
+    own::<LibvirtCluster>(&site, "one", &owner).await?;
+    reason::<LibvirtCluster>(&site, "one", "WaitingForControlPlaneEndpoint").await?;
+    let endpoint = json!({ "controlPlaneEndpoint": { "host": format!("{net}.10"), "port": 6443 } });
+    merge::<Cluster>(&site, "one", json!({ "spec": endpoint })).await?;
+    let taken = reason::<LibvirtCluster>(&site, "one", "Provisioned").await?;
+    assert_eq!(taken.spec.control_plane_endpoint.context("endpoint")?.host, format!("{net}.10"));
+    assert_eq!(taken.spec.virtual_router_id, Some(1));
+    let status = taken.status.context("status")?;
+    assert_eq!(status.initialization.and_then(|i| i.provisioned), Some(true));
+    assert_eq!(status.failure_domains[0].name, "local");
+
+    let range = json!({ "start": format!("{net}.20"), "end": format!("{net}.29") });
+    let of_pool = json!({ "range": range, "prefix": 24, "gateway": format!("{net}.1"), "nameServers": ["9.9.9.9"] });
+    pool(&site, "nodes", of_pool).await?;
+    machine(&site, "cp-1", "one", true).await?;
+    reason::<LibvirtMachine>(&site, "cp-1", "WaitingForClusterInfrastructure").await?;
+    provisioned(&site, "one").await?;
+    reason::<LibvirtMachine>(&site, "cp-1", "WaitingForBootstrapData").await?;
+    assert!(names::<VirtualMachine>(&site).await?.is_empty(), "nothing is made before its data is there");
+    bootstrap(&site, "cp-1", "cp-1-data").await?;
+    bootstrap_secret(&site, "cp-1-data", "ignition").await?;
+    reason::<LibvirtMachine>(&site, "cp-1", "BootstrapFormatUnsupported").await?;
+    bootstrap_secret(&site, "cp-1-data", "cloud-config").await?;
+    // The image does not exist: the machine says what its domain waits for.
+    let made = reason::<LibvirtMachine>(&site, "cp-1", "ImageNotFound").await?;
+    let id = made.spec.provider_id.clone().context("providerID")?;
+    let id = id.strip_prefix("libvirt:///").context("prefix")?;
+    let vm = site.api::<VirtualMachine>().get("cp-1").await?;
+    assert_eq!((vm.spec.id.as_str(), vm.spec.guest_agent), (id, true));
+    let owner = vm.owner_references().first().context("owner")?;
+    assert_eq!(
+        (owner.kind.as_str(), owner.controller, owner.block_owner_deletion),
+        ("LibvirtMachine", Some(true), Some(true))
+    );
+
+    let seed = files(&site, "cp-1-seed").await?;
+    assert_eq!(seed["user-data"], BOOTSTRAP, "byte for byte");
+    let meta: Value = serde_json::from_slice(&seed["meta-data"])?;
+    assert_eq!(meta, json!({ "instance-id": id, "local-hostname": "cp-1" }));
+    let network: Value = serde_json::from_slice(&seed["network-config"])?;
+    assert_eq!(network["ethernets"]["eth0"]["addresses"], json!([format!("{net}.20/24")]));
+    assert_eq!(network["ethernets"]["eth0"]["routes"][0]["via"], format!("{net}.1"));
+    assert_eq!(network["ethernets"]["eth1"]["dhcp4"], true);
+    let node = files(&site, "cp-1-node").await?;
+    assert!(node["registry-host"].starts_with(b"registry.pcg-edge.internal:"));
+    assert_eq!(node["registry-address"], format!("{net}.1\n").into_bytes());
+    assert!(String::from_utf8_lossy(&node["keepalived.conf"]).contains(&format!("{net}.10/24 dev eth0")));
+
+    let claim = site.api::<IPAddressClaim>().get("cp-1-0").await?;
+    let owner = claim.owner_references().first().context("owner")?;
+    assert_eq!(
+        (owner.kind.as_str(), owner.controller, owner.block_owner_deletion),
+        ("LibvirtMachine", Some(true), Some(true))
+    );
+    assert_eq!(claim.spec.cluster_name.as_deref(), Some("one"));
+    let address = site.api::<IPAddress>().get("cp-1-0").await?;
+    assert_eq!(address.finalizers(), ["ipam.cluster.x-k8s.io/protect-address"]);
+    let owners: Vec<_> = address.owner_references().iter().map(|o| (o.kind.as_str(), o.controller)).collect();
+    assert_eq!(owners, [("IPAddressClaim", Some(true)), ("IPPool", Some(false))]);
+
+    play_running(&site, "cp-1", "10.1.0.9").await?;
+    let running = until("provisioned", async || {
+        let machine = site.api::<LibvirtMachine>().get("cp-1").await?;
+        let done = machine.status.as_ref().and_then(|s| s.initialization.as_ref()).and_then(|i| i.provisioned);
+        Ok((done == Some(true), machine))
+    })
+    .await?;
+    let status = running.status.context("status")?;
+    let shown: Vec<&str> = status.addresses.iter().map(|a| a.address.as_str()).collect();
+    assert_eq!(shown, ["cp-1", &format!("{net}.20"), "10.1.0.9"]);
+    assert_eq!(status.failure_domain.as_deref(), Some("local"));
+
+    // A new process looks at everything anew, and then again every second.
+    site.kill_operator().await;
+    let mark = site.plane.audit().mark()?;
+    site.start_operator(Times { resync: Duration::from_secs(1), ..TIMES })?;
+    pool(&site, "marker", json!({ "subnet": "10.9.0.0/24", "prefix": 24 })).await?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let writes = site.plane.audit().writes_since(mark, |user| user == OPERATOR)?;
+    // The played status is not what the domain is like; its own controller may say so.
+    let others = |w: &&edge_tests::audit::Write| {
+        let told_of_vm = w.object.contains("/virtualmachines/status") || w.object.contains("/events");
+        !told_of_vm && !w.object.ends_with("/marker")
+    };
+    let others: Vec<String> = writes.iter().filter(others).map(ToString::to_string).collect();
+    println!("writes of a resync: {} of {} in all", others.len(), writes.len());
+    assert!(others.iter().all(|w| w.contains("libvirtmachines/status")), "{others:?}");
+    site.kill_operator().await;
+    site.start_operator(TIMES)?;
+
+    // Paused: not even its deletion goes on.
+    merge::<Cluster>(&site, "one", json!({ "spec": { "paused": true } })).await?;
+    let is_paused = |c: &[edge_api::Condition]| condition::is_true(c, "Paused");
+    site.wait::<LibvirtMachine>("cp-1", "Paused", is_paused, SHORT).await?;
+    site.wait::<LibvirtCluster>("one", "Paused", is_paused, SHORT).await?;
+    site.delete::<LibvirtCluster>("one").await?;
+    site.delete::<LibvirtMachine>("cp-1").await?;
+    site.api::<Secret>().delete("cp-1-data", &kube::api::DeleteParams::default()).await?;
+    // Something else goes on meanwhile, so the deletions were seen.
+    pool(&site, "marker-2", json!({ "subnet": "10.8.0.0/24", "prefix": 24 })).await?;
+    assert_eq!(names::<VirtualMachine>(&site).await?.len(), 1, "a paused machine stays");
+    assert!(site.api::<VirtualMachine>().get("cp-1").await?.metadata.deletion_timestamp.is_none());
+
+    merge::<Cluster>(&site, "one", json!({ "spec": { "paused": null } })).await?;
+    site.gone::<LibvirtMachine>("cp-1").await?;
+    site.gone::<LibvirtCluster>("one").await?;
+    assert!(names::<VirtualMachine>(&site).await?.is_empty());
+    assert!(names::<IPAddressClaim>(&site).await?.is_empty());
+    assert!(names::<IPAddress>(&site).await?.is_empty());
+    let left: Vec<String> = names::<Secret>(&site).await?.into_iter().filter(|n| n.starts_with("cp-1")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+/// A cluster waits for its machines; one that never got its data goes as well, and one whose owner is gone.
+#[tokio::test]
+async fn deleted_in_any_order() -> Result<()> {
+    let site = start(41).await?;
+    let net = subnet(41);
+    clusters(&site, &[("one", Some(&format!("{net}.10")))]).await?;
+    provisioned(&site, "one").await?;
+    pool(&site, "nodes", json!({ "subnet": format!("{net}.32/29"), "prefix": 24, "gateway": format!("{net}.1") }))
+        .await?;
+    for name in ["made", "waits", "orphan"] {
+        machine(&site, name, "one", false).await?;
+        reason::<LibvirtMachine>(&site, name, "WaitingForBootstrapData").await?;
+    }
+    for name in ["made", "orphan"] {
+        bootstrap_secret(&site, &format!("{name}-data"), "cloud-config").await?;
+        bootstrap(&site, name, &format!("{name}-data")).await?;
+        reason::<LibvirtMachine>(&site, name, "ImageNotFound").await?;
+    }
+    assert!(!files(&site, "made-node").await?.contains_key("keepalived.conf"), "a worker has no virtual address");
+    // The data's Secret is not there at all.
+    bootstrap(&site, "waits", "nowhere").await?;
+
+    site.delete::<IPPool>("nodes").await?;
+    reason::<IPPool>(&site, "nodes", "InUse").await?;
+    site.delete::<LibvirtCluster>("one").await?;
+    reason::<LibvirtCluster>(&site, "one", "Deleting").await?;
+    site.delete::<Machine>("orphan").await?;
+    site.delete::<LibvirtMachine>("waits").await?;
+    site.gone::<LibvirtMachine>("waits").await?;
+    // Somebody deleted what was made first.
+    site.delete::<VirtualMachine>("made").await?;
+    site.delete::<LibvirtMachine>("made").await?;
+    site.gone::<LibvirtMachine>("made").await?;
+    assert!(site.api::<LibvirtCluster>().get_opt("one").await?.is_some(), "one machine is left");
+    site.delete::<Cluster>("one").await?;
+    site.delete::<LibvirtMachine>("orphan").await?;
+    site.gone::<LibvirtMachine>("orphan").await?;
+    site.gone::<LibvirtCluster>("one").await?;
+    site.gone::<IPPool>("nodes").await?;
+    assert!(names::<VirtualMachine>(&site).await?.is_empty() && names::<IPAddress>(&site).await?.is_empty());
+    Ok(())
+}
+
+async fn claim(site: &Site, name: &str, pool: &str, cluster: &str) -> Result<()> {
+    let reference = json!({ "apiGroup": "pcg-edge.io", "kind": "IPPool", "name": pool });
+    let spec = json!({ "clusterName": cluster, "poolRef": reference });
+    let claim: IPAddressClaim = serde_json::from_value(json!({
+        "apiVersion": "ipam.cluster.x-k8s.io/v1beta2", "kind": "IPAddressClaim", "metadata": { "name": name },
+        "spec": spec,
+    }))?;
+    site.api::<IPAddressClaim>().create(&PostParams::default(), &claim).await?;
+    Ok(())
+}
+
+async fn given(site: &Site) -> Result<Vec<(String, String)>> {
+    let all = site.api::<IPAddress>().list(&ListParams::default()).await?.items;
+    Ok(all.into_iter().map(|a| (a.name_any(), a.spec.address)).collect())
+}
+
+/// Many claims at once never share an address; who gets none says so until one is free.
+#[tokio::test]
+async fn addresses_have_one_owner() -> Result<()> {
+    let site = start(42).await?;
+    cluster(&site, "one").await?;
+    cluster(&site, "two").await?;
+    let range = |end: u8| json!({ "start": "10.0.0.1", "end": format!("10.0.0.{end}") });
+    pool(&site, "small", json!({ "range": range(5), "prefix": 24, "gateway": "10.0.0.1" })).await?;
+    // The same addresses once more: nobody may get one twice.
+    pool(&site, "twin", json!({ "range": range(6), "prefix": 24, "gateway": "10.0.0.1" })).await?;
+    let names: Vec<(String, &str)> =
+        (0..8).map(|n| (format!("c-{n}"), if n % 2 == 0 { "small" } else { "twin" })).collect();
+    futures_join(&site, &names).await?;
+    // Five of them: 2 to 5 of both, 6 of the twin, and the gateway never.
+    let five = until("five addresses, and three that wait", async || {
+        let given = given(&site).await?;
+        let claims = site.api::<IPAddressClaim>().list(&ListParams::default()).await?.items;
+        let full = |c: &&IPAddressClaim| {
+            let conditions = c.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+            condition::find(conditions, "Ready").is_some_and(|c| c.reason == "PoolExhausted")
+        };
+        let waiting = claims.iter().filter(full).count();
+        Ok((given.len() + waiting == 8, (given, waiting)))
+    })
+    .await?;
+    println!("given out: {five:?}");
+    let different: BTreeSet<&String> = five.0.iter().map(|(_, address)| address).collect();
+    assert_eq!(different.len(), five.0.len(), "{five:?}");
+    assert!((4..=5).contains(&five.0.len()) && !different.contains(&"10.0.0.1".to_owned()), "{five:?}");
+
+    // Released: somebody who waits has it.
+    let (first, free) = five.0.first().cloned().context("an address")?;
+    site.delete::<IPAddressClaim>(&first).await?;
+    site.gone::<IPAddressClaim>(&first).await?;
+    until("the released address to have a new owner", async || {
+        let given = given(&site).await?;
+        Ok((given.iter().any(|(name, address)| *name != first && *address == free), given))
+    })
+    .await?;
+    // Grown: all have one.
+    merge::<IPPool>(&site, "small", json!({ "spec": { "range": range(20) } })).await?;
+    merge::<IPPool>(&site, "twin", json!({ "spec": { "range": range(20) } })).await?;
+    let all = until("seven addresses", async || {
+        let given = given(&site).await?;
+        Ok((given.len() == 7, given))
+    })
+    .await?;
+    assert_eq!(all.iter().map(|(_, address)| address).collect::<BTreeSet<_>>().len(), 7);
+    until("the counts to follow", async || {
+        let mut used = 0;
+        for pool in ["small", "twin"] {
+            let status = site.api::<IPPool>().get(pool).await?.status.unwrap_or_default();
+            assert_eq!(status.free + status.used, status.total);
+            used += status.used;
+        }
+        Ok((used == 7, used))
+    })
+    .await?;
+
+    // One cluster only, and an invalid pool.
+    let sole =
+        json!({ "range": { "start": "10.2.0.9", "end": "10.2.0.12" }, "prefix": 24, "restrictToSingleCluster": true });
+    pool(&site, "sole", sole).await?;
+    claim(&site, "s-1", "sole", "one").await?;
+    reason::<IPAddressClaim>(&site, "s-1", "Allocated").await?;
+    claim(&site, "s-2", "sole", "two").await?;
+    reason::<IPAddressClaim>(&site, "s-2", "PoolReserved").await?;
+    site.delete::<IPAddressClaim>("s-1").await?;
+    reason::<IPAddressClaim>(&site, "s-2", "Allocated").await?;
+    pool(&site, "bad", json!({ "range": { "start": "10.3.0.9", "end": "10.3.0.2" }, "prefix": 24 })).await?;
+    reason::<IPPool>(&site, "bad", "Invalid").await?;
+    claim(&site, "b-1", "bad", "one").await?;
+    reason::<IPAddressClaim>(&site, "b-1", "PoolNotReady").await?;
+    // A claim of a paused cluster waits.
+    merge::<Cluster>(&site, "one", json!({ "spec": { "paused": true } })).await?;
+    claim(&site, "p-1", "small", "one").await?;
+    claim(&site, "p-2", "small", "two").await?;
+    reason::<IPAddressClaim>(&site, "p-2", "Allocated").await?;
+    assert!(site.api::<IPAddressClaim>().get("p-1").await?.finalizers().is_empty());
+    merge::<Cluster>(&site, "one", json!({ "spec": { "paused": false } })).await?;
+    reason::<IPAddressClaim>(&site, "p-1", "Allocated").await?;
+    Ok(())
+}
+
+async fn futures_join(site: &Site, claims: &[(String, &str)]) -> Result<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (name, pool) in claims {
+        let reference = json!({ "apiGroup": "pcg-edge.io", "kind": "IPPool", "name": pool });
+        let object: IPAddressClaim = serde_json::from_value(json!({
+            "apiVersion": "ipam.cluster.x-k8s.io/v1beta2", "kind": "IPAddressClaim", "metadata": { "name": name },
+            "spec": { "clusterName": "one", "poolRef": reference },
+        }))?;
+        let api = site.api::<IPAddressClaim>();
+        tasks.spawn(async move { api.create(&PostParams::default(), &object).await });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// Virtual addresses that somebody else answers to are refused, with both sides named.
+#[tokio::test]
+async fn endpoints_are_checked() -> Result<()> {
+    let site = start(43).await?;
+    let net = subnet(43);
+    let range = json!({ "start": format!("{net}.20"), "end": format!("{net}.29") });
+    pool(&site, "nodes", json!({ "range": range, "prefix": 24, "gateway": format!("{net}.1") })).await?;
+    clusters(&site, &[("first", Some(&format!("{net}.10")))]).await?;
+    provisioned(&site, "first").await?;
+    let cases = [
+        ("outside", "10.77.0.1".to_owned(), "EndpointOutsideNetwork"),
+        ("gateway", format!("{net}.1"), "EndpointIsNetworkAddress"),
+        ("dhcp", format!("{net}.105"), "EndpointInDhcpRange"),
+        ("pool", format!("{net}.22"), "EndpointInPool"),
+        ("taken", format!("{net}.10"), "EndpointTaken"),
+    ];
+    for (name, host, _) in &cases {
+        clusters(&site, &[(name, Some(host))]).await?;
+    }
+    for (name, host, expected) in &cases {
+        let refused = reason::<LibvirtCluster>(&site, name, expected).await?;
+        assert!(message(&serde_json::to_value(&refused)?).contains(host));
+        let status = refused.status.context("status")?;
+        assert_eq!(status.initialization.and_then(|i| i.provisioned), None);
+        assert_eq!(refused.spec.virtual_router_id, None);
+    }
+    // Two at once.
+    clusters(&site, &[("second", Some(&format!("{net}.11"))), ("third", Some(&format!("{net}.12")))]).await?;
+    let mut ids = BTreeSet::from([site.api::<LibvirtCluster>().get("first").await?.spec.virtual_router_id]);
+    for name in ["second", "third"] {
+        ids.insert(provisioned(&site, name).await?.spec.virtual_router_id);
+    }
+    println!("virtual router IDs: {ids:?}");
+    assert_eq!(ids, BTreeSet::from([Some(1), Some(2), Some(3)]));
+    // What was in the way goes.
+    site.delete::<IPPool>("nodes").await?;
+    provisioned(&site, "pool").await?;
+    site.delete::<LibvirtCluster>("first").await?;
+    let after = provisioned(&site, "taken").await?;
+    assert_eq!(after.spec.virtual_router_id, Some(1), "the lowest that is free");
+    assert_eq!(site.api::<LibvirtCluster>().get("taken").await?.namespace().as_deref(), Some(NAMESPACE));
+    Ok(())
+}
