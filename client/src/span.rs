@@ -21,7 +21,7 @@ mod tests {
 
     #[test]
     fn two_units() {
-        let at = |seconds| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
         let span = |seconds| span(at(0), at(seconds));
         let shown = [span(0), span(59), span(125), span(11_520), span(446_400), span(-5)];
         assert_eq!(shown, ["0s", "59s", "2m05s", "3h12m", "5d4h", "0s"]);
