@@ -9,6 +9,7 @@ use edge_api::agent::Machine;
 use edge_api::names::NAMESPACE;
 use edge_api::{Appliance, VirtualMachine, condition};
 use futures::StreamExt;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::{mpsc, watch};
@@ -54,7 +55,9 @@ pub async fn follow(
 /// Ends when the watch breaks.
 async fn follow_machines(client: &kube::Client, machines: &Machines, board: &Board, wake: &mpsc::Sender<()>) {
     let api: Api<VirtualMachine> = Api::namespaced(client.clone(), NAMESPACE);
-    let mut events = std::pin::pin!(watcher(api, Config::default()));
+    // Who wrote which field is as long as the object itself, and is not shown.
+    let events = watcher(api, Config::default()).modify(|machine| machine.metadata.managed_fields = None);
+    let mut events = std::pin::pin!(events);
     let mut fresh: BTreeMap<String, VirtualMachine> = BTreeMap::new();
     while let Some(event) = events.next().await {
         let event = match event {

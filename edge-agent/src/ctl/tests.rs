@@ -54,8 +54,8 @@ fn status() -> Status {
     for (index, step) in status.steps.iter_mut().enumerate() {
         step.started = Some(at(index as i64 * 60));
         step.finished = Some(at(index as i64 * 65));
-        let states = [StepState::Ready, StepState::Ready, StepState::Running, StepState::Failed, StepState::Waiting];
-        step.state = states.get(index).copied().unwrap_or(StepState::Pending);
+        let first = [StepState::Ready, StepState::Ready, StepState::Running, StepState::Failed, StepState::Waiting];
+        step.state = first.get(index).copied().unwrap_or(StepState::Pending);
         step.message = format!("message of {}\x1b[31m", step.name);
         step.attempts = 1;
     }
