@@ -136,7 +136,8 @@ pub fn busybox(context: &Context) -> Result<Built> {
     let base = ensure_container_base(context)?;
     let layout = context.artifact("image-busybox", &key, 1, |staging, task| {
         task.step("layer");
-        let program = debian::extract(&base, "usr/bin/busybox", &staging.join(".busybox"))?;
+        // Under its own name: it takes any other for that of an applet.
+        let program = debian::extract(&base, "usr/bin/busybox", &staging.join("busybox"))?;
         Tool::new("chmod", "coreutils").arg("755").arg(&program).run()?;
         let applets = Tool::new(program.display().to_string(), "").arg("--list").output()?;
         let mut tree = Tree::default();
