@@ -262,6 +262,20 @@ async fn a_machine_comes_and_goes() -> Result<()> {
     let owners: Vec<_> = address.owner_references().iter().map(|o| (o.kind.as_str(), o.controller)).collect();
     assert_eq!(owners, [("IPAddressClaim", Some(true)), ("IPPool", Some(false))]);
 
+    // A new process looks at everything anew, and then again every second.
+    site.kill_operator().await;
+    let mark = site.plane.audit().mark()?;
+    site.start_operator(Times { resync: Duration::from_secs(1), ..TIMES })?;
+    pool(&site, "marker", json!({ "subnet": "10.9.0.0/24", "prefix": 24 })).await?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let writes = site.plane.audit().writes_since(mark, |user| user == OPERATOR)?;
+    let of_marker = |w: &&edge_tests::audit::Write| w.object.ends_with("/marker") || w.object.contains("/marker.");
+    let others: Vec<String> = writes.iter().filter(|w| !of_marker(w)).map(ToString::to_string).collect();
+    println!("writes of a resync: {} besides {} for a new pool", others.len(), writes.len() - others.len());
+    assert!(others.is_empty() && !writes.is_empty(), "{others:?}");
+    site.kill_operator().await;
+    site.start_operator(TIMES)?;
+
     play_running(&site, "cp-1", "10.1.0.9").await?;
     let running = until("provisioned", async || {
         let machine = site.api::<LibvirtMachine>().get("cp-1").await?;
@@ -274,23 +288,21 @@ async fn a_machine_comes_and_goes() -> Result<()> {
     assert_eq!(shown, ["cp-1", &format!("{net}.20"), "10.1.0.9"]);
     assert_eq!(status.failure_domain.as_deref(), Some("local"));
 
-    // A new process looks at everything anew, and then again every second.
-    site.kill_operator().await;
-    let mark = site.plane.audit().mark()?;
-    site.start_operator(Times { resync: Duration::from_secs(1), ..TIMES })?;
-    pool(&site, "marker", json!({ "subnet": "10.9.0.0/24", "prefix": 24 })).await?;
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    let writes = site.plane.audit().writes_since(mark, |user| user == OPERATOR)?;
-    // The played status is not what the domain is like; its own controller may say so.
-    let others = |w: &&edge_tests::audit::Write| {
-        let told_of_vm = w.object.contains("/virtualmachines/status") || w.object.contains("/events");
-        !told_of_vm && !w.object.ends_with("/marker")
-    };
-    let others: Vec<String> = writes.iter().filter(others).map(ToString::to_string).collect();
-    println!("writes of a resync: {} of {} in all", others.len(), writes.len());
-    assert!(others.iter().all(|w| w.contains("libvirtmachines/status")), "{others:?}");
-    site.kill_operator().await;
-    site.start_operator(TIMES)?;
+    // Deleted behind our back: that is said, and nothing blank takes its place.
+    machine(&site, "worker", "one", false).await?;
+    bootstrap(&site, "worker", "cp-1-data").await?;
+    reason::<LibvirtMachine>(&site, "worker", "ImageNotFound").await?;
+    play_running(&site, "worker", "10.1.0.10").await?;
+    until("provisioned", async || {
+        let status = site.api::<LibvirtMachine>().get("worker").await?.status.unwrap_or_default();
+        Ok((status.initialization.is_some(), status))
+    })
+    .await?;
+    site.delete::<VirtualMachine>("worker").await?;
+    reason::<LibvirtMachine>(&site, "worker", "VirtualMachineLost").await?;
+    assert!(site.api::<VirtualMachine>().get_opt("worker").await?.is_none());
+    site.delete::<LibvirtMachine>("worker").await?;
+    site.gone::<LibvirtMachine>("worker").await?;
 
     // Paused: not even its deletion goes on.
     merge::<Cluster>(&site, "one", json!({ "spec": { "paused": true } })).await?;
@@ -517,5 +529,81 @@ async fn endpoints_are_checked() -> Result<()> {
     let after = provisioned(&site, "taken").await?;
     assert_eq!(after.spec.virtual_router_id, Some(1), "the lowest that is free");
     assert_eq!(site.api::<LibvirtCluster>().get("taken").await?.namespace().as_deref(), Some(NAMESPACE));
+    Ok(())
+}
+
+/// With Cluster API's own core: it sets the owners, and copies what the contract says.
+#[tokio::test]
+async fn with_the_core_of_cluster_api() -> Result<()> {
+    let site = Site::start(44, URI).await?;
+    let Some(core) = support::cluster_api::Core::start(&site.plane, NAMESPACE).await? else {
+        println!("the bundle has no Cluster API: this test needs it");
+        return Ok(());
+    };
+    site.appliance().await?;
+    let result = lives_with(&site).await;
+    result.with_context(|| format!("cluster-api-controller wrote:\n{}", core.tail()))
+}
+
+async fn lives_with(site: &Site) -> Result<()> {
+    let net = subnet(44);
+    let range = json!({ "start": format!("{net}.20"), "end": format!("{net}.29") });
+    pool(site, "nodes", json!({ "range": range, "prefix": 24, "gateway": format!("{net}.1") })).await?;
+    libvirt_cluster(site, "one", Some(&format!("{net}.10"))).await?;
+    cluster(site, "one").await?;
+    let core = until("Cluster one to have its endpoint", async || {
+        let cluster = site.api::<Cluster>().get("one").await?;
+        let status = cluster.status.as_ref().and_then(|s| s.initialization.as_ref());
+        let provisioned = status.and_then(|i| i.infrastructure_provisioned) == Some(true);
+        Ok((provisioned && cluster.spec.control_plane_endpoint.is_some(), cluster))
+    })
+    .await?;
+    assert_eq!(core.spec.control_plane_endpoint.context("endpoint")?.host, format!("{net}.10"));
+
+    bootstrap_secret(site, "node-data", "cloud-config").await?;
+    let mark = site.plane.audit().mark()?;
+    let infrastructure =
+        json!({ "apiGroup": "infrastructure.cluster.x-k8s.io", "kind": "LibvirtMachine", "name": "node" });
+    let spec = json!({
+        "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "node", "rootDisk": { "pool": "default" },
+        "interfaces": [{ "network": "wan", "addressPool": "nodes" }],
+    });
+    let labels = json!({ LABEL_CLUSTER: "one" });
+    create::<LibvirtMachine>(site, json!({ "name": "node", "labels": labels }), spec).await?;
+    let bootstrap = json!({ "dataSecretName": "node-data" });
+    let spec = json!({ "clusterName": "one", "bootstrap": bootstrap, "infrastructureRef": infrastructure });
+    create::<Machine>(site, json!({ "name": "node", "labels": labels }), spec).await?;
+    reason::<LibvirtMachine>(site, "node", "ImageNotFound").await?;
+    play_running(site, "node", &format!("{net}.20")).await?;
+    let ours = site.api::<LibvirtMachine>().get("node").await?;
+    let machines = kube::Api::<kube::core::DynamicObject>::namespaced_with(
+        site.client(),
+        NAMESPACE,
+        &kube::core::ApiResource::erase::<Machine>(&()),
+    );
+    let machine = until("Machine node to have its provider ID", async || {
+        let machine = machines.get("node").await?.data;
+        Ok((machine["status"]["initialization"]["infrastructureProvisioned"] == true, machine))
+    })
+    .await?;
+    assert_eq!(machine["spec"]["providerID"], json!(ours.spec.provider_id));
+    assert_eq!(machine["status"]["failureDomain"], "local");
+    let addresses =
+        json!([{ "type": "Hostname", "address": "node" }, { "type": "InternalIP", "address": format!("{net}.20") }]);
+    assert_eq!(machine["status"]["addresses"], addresses);
+    let conditions = machine["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mirrored = conditions.iter().find(|c| c["type"] == "InfrastructureReady").context("InfrastructureReady")?;
+    println!("Machine node: {}: {}", mirrored["reason"], mirrored["message"]);
+    let writes = site.plane.audit().writes_since(mark, |user| user == OPERATOR)?;
+    println!("writes of the operator from LibvirtMachine to a domain that runs: {}", writes.len());
+    for write in &writes {
+        println!("  {} {}", write.verb, write.object);
+    }
+
+    site.delete::<Cluster>("one").await?;
+    site.gone::<Cluster>("one").await?;
+    assert!(names::<Machine>(site).await?.is_empty() && names::<LibvirtMachine>(site).await?.is_empty());
+    assert!(names::<VirtualMachine>(site).await?.is_empty() && names::<LibvirtCluster>(site).await?.is_empty());
+    assert!(names::<IPAddressClaim>(site).await?.is_empty() && names::<IPAddress>(site).await?.is_empty());
     Ok(())
 }

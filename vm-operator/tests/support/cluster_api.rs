@@ -1,13 +1,14 @@
-//! Cluster API's kinds for tests: the real definitions where `PCG_EDGE_BUNDLE` has its install manifests, else ones that
-//! take anything.
+//! Cluster API for tests, out of the bundle that `PCG_EDGE_BUNDLE` names: its definitions and its core manager. Where
+//! the bundle lacks the definitions, ones that take anything stand in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use edge_api::bundle::MANIFESTS_ARTIFACT;
-use edge_tests::eventually;
 use edge_tests::wait::Seen;
+use edge_tests::{ControlPlane, eventually};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -23,11 +24,24 @@ const KINDS: [(&str, &str, &str, bool); 4] = [
 
 /// Serves our kinds and Cluster API's.
 pub async fn install(client: &Client) -> Result<()> {
+    let wanted = |d: &Value| {
+        let names = |(group, _, plural, _): &(&str, &str, &str, bool)| {
+            d["spec"]["group"] == *group && d["spec"]["names"]["plural"] == *plural
+        };
+        KINDS.iter().any(names)
+    };
+    let mut real = real()?;
+    real.retain(wanted);
+    anyhow::ensure!(real.is_empty() || real.len() == KINDS.len(), "the bundle has {} of the kinds", real.len());
+    println!("Cluster API's kinds: {}", if real.is_empty() { "of the test" } else { "of Cluster API" });
+    let theirs = if real.is_empty() { KINDS.iter().map(open).collect() } else { real };
+    serve(client, theirs).await
+}
+
+async fn serve(client: &Client, theirs: Vec<Value>) -> Result<()> {
     let mut definitions: Vec<Value> =
         edge_api::definitions().iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-    let real = real()?;
-    println!("Cluster API's kinds: {}", if real.is_empty() { "of the test" } else { "of Cluster API" });
-    definitions.extend(if real.is_empty() { KINDS.iter().map(open).collect() } else { real });
+    definitions.extend(theirs);
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     let params = PatchParams::apply("edge-tests").force();
     for definition in &definitions {
@@ -44,6 +58,95 @@ pub async fn install(client: &Client) -> Result<()> {
         .await?;
     }
     Ok(())
+}
+
+/// Cluster API's core manager as a process of its own, without its webhooks: nobody defaults and nobody validates.
+pub struct Core {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Core {
+    /// Serves every kind and starts the manager. `None` where the bundle has none.
+    pub async fn start(plane: &ControlPlane, namespace: &str) -> Result<Option<Self>> {
+        let dir = plane.dir();
+        let Some(program) = program(dir)? else { return Ok(None) };
+        serve(&plane.client(), real()?).await?;
+        let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+        std::fs::write(dir.join("tls.crt"), certificate.cert.pem())?;
+        std::fs::write(dir.join("tls.key"), certificate.signing_key.serialize_pem())?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let log = dir.join("cluster-api-controller.log");
+        let out = std::fs::File::create(&log)?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(program)
+            .arg(format!("--kubeconfig={}", plane.kubeconfig().display()))
+            .arg(format!("--namespace={namespace}"))
+            .arg(format!("--webhook-cert-dir={}", dir.display()))
+            .arg(format!("--webhook-port={port}"))
+            .args(["--leader-elect=false", "--health-addr=127.0.0.1:0", "--diagnostics-address=127.0.0.1:0"])
+            .arg("--insecure-diagnostics")
+            .arg("--skip-crd-migration-phases=StorageVersionMigration,CleanupManagedFields")
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()?;
+        Ok(Some(Self { child, log }))
+    }
+
+    /// The end of what it wrote.
+    pub fn tail(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("--- cluster-api-controller\n{}", self.tail());
+        }
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+/// The manager's program out of its container image.
+fn program(dir: &Path) -> Result<Option<PathBuf>> {
+    const NAME: &str = "cluster-api-controller";
+    let Some(layout) = std::env::var_os("PCG_EDGE_BUNDLE").map(PathBuf::from) else { return Ok(None) };
+    for (name, manifest) in manifests(&layout)? {
+        if !name.contains(&format!("/{NAME}:")) {
+            continue;
+        }
+        for layer in manifest["layers"].as_array().into_iter().flatten() {
+            let tar = Command::new("tar").arg("-xzf").arg(blob_path(&layout, layer)?).arg("-C").arg(dir).status()?;
+            anyhow::ensure!(tar.success(), "tar: {tar}");
+        }
+        let found = Command::new("find").arg(dir).args(["-type", "f", "-perm", "-100", "-size", "+1M"]).output()?;
+        let found = String::from_utf8(found.stdout)?;
+        return Ok(Some(found.lines().next().context("a program in the image")?.into()));
+    }
+    Ok(None)
+}
+
+fn blob_path(layout: &Path, descriptor: &Value) -> Result<PathBuf> {
+    let digest = descriptor["digest"].as_str().context("a digest")?.replace(':', "/");
+    Ok(layout.join("blobs").join(digest))
+}
+
+/// Names and manifests of what lies in an OCI layout.
+fn manifests(layout: &Path) -> Result<Vec<(String, Value)>> {
+    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
+    let all = index["manifests"].as_array().into_iter().flatten();
+    all.map(|descriptor| {
+        let name = descriptor["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap_or_default();
+        let manifest = serde_json::from_slice(&std::fs::read(blob_path(layout, descriptor)?)?)?;
+        Ok((name.to_owned(), manifest))
+    })
+    .collect()
 }
 
 fn open((group, kind, plural, status): &(&str, &str, &str, bool)) -> Value {
@@ -68,34 +171,24 @@ fn open((group, kind, plural, status): &(&str, &str, &str, bool)) -> Value {
 
 /// Cluster API's definitions out of the bundle, without conversion: nothing here speaks older versions.
 fn real() -> Result<Vec<Value>> {
-    let Some(layout) = std::env::var_os("PCG_EDGE_BUNDLE") else { return Ok(Vec::new()) };
-    let layout = Path::new(&layout);
-    let blob = |descriptor: &Value| -> Result<Vec<u8>> {
-        let digest = descriptor["digest"].as_str().context("a digest")?.replace(':', "/");
-        let path = layout.join("blobs").join(digest);
-        std::fs::read(&path).with_context(|| path.display().to_string())
-    };
-    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
+    let Some(layout) = std::env::var_os("PCG_EDGE_BUNDLE").map(PathBuf::from) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    for descriptor in index["manifests"].as_array().into_iter().flatten() {
-        let manifest: Value = serde_json::from_slice(&blob(descriptor)?)?;
+    for (_, manifest) in manifests(&layout)? {
         if manifest["artifactType"] != MANIFESTS_ARTIFACT {
             continue;
         }
         for layer in manifest["layers"].as_array().into_iter().flatten() {
-            let text = String::from_utf8(blob(layer)?)?;
+            let path = blob_path(&layout, layer)?;
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
-            found.extend(documents.into_iter().filter(|d| d["kind"] == "CustomResourceDefinition").filter(|d| {
-                let names = |(group, _, plural, _): &(&str, &str, &str, bool)| {
-                    d["spec"]["group"] == *group && d["spec"]["names"]["plural"] == *plural
-                };
-                KINDS.iter().any(names)
-            }));
+            let definitions = documents.into_iter().filter(|d| d["kind"] == "CustomResourceDefinition");
+            let of_cluster_api =
+                |d: &Value| d["spec"]["group"].as_str().is_some_and(|g| g.ends_with("cluster.x-k8s.io"));
+            found.extend(definitions.filter(of_cluster_api));
         }
     }
     for definition in &mut found {
         definition["spec"]["conversion"] = json!({ "strategy": "None" });
     }
-    anyhow::ensure!(found.is_empty() || found.len() == KINDS.len(), "the bundle has {} of the kinds", found.len());
     Ok(found)
 }

@@ -12,6 +12,7 @@ use edge_api::names::FINALIZER;
 use edge_api::virtual_machine::{ConfigDisk, Interface, OnConfigChange, PowerState};
 use edge_api::{Appliance, LibvirtCluster, LibvirtMachine, VirtualMachine, VirtualMachineSpec, condition};
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use super::cleanup;
 use super::node::{self, Registry, VirtualAddress};
 use super::seed::{self, Address, Nic};
-use super::status::{self, Findings, Made};
+use super::status::{self, Findings, Made, made_at};
 use crate::cluster_api::cluster::reconcile::cluster_name;
 use crate::cluster_api::pool::allocate;
 use crate::cluster_api::provider::{
@@ -32,7 +33,7 @@ use crate::cluster_api::provider::{
 };
 use crate::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, IPAddressClaimSpec, Machine, PoolReference};
 use crate::reconcile::Error;
-use crate::status::publish;
+use crate::status::{newest, publish};
 
 /// Field manager of the Secrets that follow something.
 const FIELD_MANAGER: &str = "vm-operator-cluster-api";
@@ -88,18 +89,21 @@ impl Provide for LibvirtMachine {
             }
             (Some(owner), None, _) => {
                 let message = format!("waits for Machine {}, the owner of this object", owner.name);
-                (self.clone(), Findings::waiting("WaitingForMachine", message))
+                (self.clone(), Findings::passing("WaitingForMachine", message, &self.metadata))
             }
             (Some(_), Some(machine), None) => {
                 let message = format!("waits for Cluster {}", machine.spec.cluster_name);
-                (self.clone(), Findings::waiting("WaitingForCluster", message))
+                (self.clone(), Findings::passing("WaitingForCluster", message, &self.metadata))
             }
             (None, ..) => {
                 let message = "waits for Cluster API to make a Machine the owner of this object (its \
                                spec.infrastructureRef)";
-                (self.clone(), Findings::waiting("WaitingForMachine", message))
+                (self.clone(), Findings::passing("WaitingForMachine", message, &self.metadata))
             }
         };
+        if findings.is_passing(Timestamp::now()) {
+            return Ok(Next::requeue(status::MOMENT));
+        }
         publish(&provider.context, &object, |old, generation| status::status(old, generation, &findings)).await?;
         Ok(provider.resync())
     }
@@ -140,21 +144,28 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
     if known.as_ref().is_some_and(|vm| !is_owned(&vm.metadata, object.uid().as_deref())) {
         return waiting("NameTaken", format!("there is a VirtualMachine {name} that is not of this object"));
     }
+    // Law 2: what was lost is not replaced by something blank. Cluster API replaces the machine.
+    let was_there = newest(&provider.context, object).initialization.and_then(|i| i.provisioned) == Some(true);
+    if known.is_none() && was_there {
+        let message = format!("VirtualMachine {name} was deleted, and its disks with it; delete the Machine");
+        return waiting("VirtualMachineLost", message);
+    }
     let provisioned = cluster.status.as_ref().and_then(|s| s.initialization.as_ref());
     if known.is_none() && provisioned.and_then(|i| i.infrastructure_provisioned) != Some(true) {
         let message = format!("waits for the infrastructure of Cluster {}", cluster.name_any());
         return waiting("WaitingForClusterInfrastructure", message);
     }
-    let Some(bootstrap) = &machine.spec.bootstrap.data_secret_name else {
+    let bootstrap = machine.spec.bootstrap.data_secret_name.as_deref();
+    if known.is_none() && bootstrap.is_none() {
         let message = format!("waits for the bootstrap data of Machine {}", machine.name_any());
         return waiting("WaitingForBootstrapData", message);
-    };
+    }
     let Some(appliance) = provider.context.appliance(&object.spec.appliance) else {
         return waiting("ApplianceNotFound", format!("waits for Appliance {}", object.spec.appliance));
     };
     let nics = step!(nics(object, id, machine, provider).await);
     let endpoint = step!(endpoint(object, machine, &appliance, provider));
-    if known.is_none() {
+    if let (None, Some(bootstrap)) = (&known, bootstrap) {
         step!(ensure_seed(object, id, machine, bootstrap, &nics, provider).await);
     }
     step!(ensure_node(object, &appliance, endpoint.as_ref(), provider).await);
@@ -166,8 +177,9 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
     let static_addresses: Vec<Ipv4Addr> = nics.iter().filter_map(|n| Some(n.address.as_ref()?.ip)).collect();
     let control_plane = cluster.spec.control_plane_endpoint.as_ref().map(|e| e.host.as_str());
     let addresses = status::addresses(&machine.name_any(), &static_addresses, Some(&vm), control_plane);
+    let since = if ["Preparing", "Starting"].contains(&ready.reason.as_str()) { made_at(&vm.metadata) } else { None };
     let made = Made { runs, addresses, appliance: object.spec.appliance.clone() };
-    Ok(Ok(Findings { ready, made: Some(made) }))
+    Ok(Ok(Findings { ready, made: Some(made), since }))
 }
 
 /// Interfaces with their addresses, claimed where they are not.
@@ -225,10 +237,11 @@ async fn address(
     }
     let claimed = claim.status.unwrap_or_default();
     let Some(reference) = claimed.address_ref else {
-        let why = condition::find(&claimed.conditions, "Ready");
-        let reason = why.map_or("WaitingForIPAddress", |c| c.reason.as_str());
-        let because = why.map(|c| format!(": {}", c.message)).unwrap_or_default();
-        return waiting(reason, format!("waits for the address of interface {position}{because}"));
+        let message = format!("waits for the address of interface {position}");
+        let Some(why) = condition::find(&claimed.conditions, "Ready") else {
+            return Ok(Err(Findings::passing("WaitingForIPAddress", message, &claim.metadata)));
+        };
+        return waiting(&why.reason, format!("{message}: {}", why.message));
     };
     let found = match provider.get(&provider.stores.addresses, &reference.name) {
         Some(found) => Some(found),

@@ -1,11 +1,14 @@
 //! What a machine's status says. Pure, and made anew from other objects at any time: Cluster API moves no status.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use edge_api::cluster_api::{Initialization, MachineAddress, MachineAddressType};
 use edge_api::libvirt_machine::LibvirtMachineStatus;
 use edge_api::virtual_machine::Phase;
 use edge_api::{VirtualMachine, condition};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::cluster_api::provider::Finding;
 
@@ -16,7 +19,13 @@ pub struct Findings {
     pub ready: Finding,
     /// The machine's domain, where it was made.
     pub made: Option<Made>,
+    /// Since when it is so, where it usually passes within a moment. It is told only if it does not: each status costs
+    /// a write, and so does its event.
+    pub since: Option<Timestamp>,
 }
+
+/// How long a moment is.
+pub const MOMENT: Duration = Duration::from_secs(10);
 
 /// What is there of a machine.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,8 +41,23 @@ pub struct Made {
 impl Findings {
     /// Nothing can be done until something changes.
     pub fn waiting(reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { ready: Finding::no(reason, message), made: None }
+        Self { ready: Finding::no(reason, message), made: None, since: None }
     }
+
+    /// As [`Self::waiting`], for something that should come in a moment, counted from when this object was made.
+    pub fn passing(reason: impl Into<String>, message: impl Into<String>, object: &ObjectMeta) -> Self {
+        Self { since: made_at(object), ..Self::waiting(reason, message) }
+    }
+
+    /// Whether it may still pass by itself.
+    pub fn is_passing(&self, now: Timestamp) -> bool {
+        self.since.is_some_and(|since| now.duration_since(since).unsigned_abs() < MOMENT)
+    }
+}
+
+/// When an object was made.
+pub fn made_at(object: &ObjectMeta) -> Option<Timestamp> {
+    object.creation_timestamp.as_ref().map(|t| t.0)
 }
 
 /// What a machine's domain is like.
@@ -68,7 +92,7 @@ pub fn addresses(
 
 /// The new status.
 pub fn status(old: &LibvirtMachineStatus, generation: Option<i64>, findings: &Findings) -> LibvirtMachineStatus {
-    let Findings { ready, made } = findings;
+    let Findings { ready, made, since: _ } = findings;
     let mut new = old.clone();
     new.observed_generation = generation;
     ready.put(&mut new.conditions, "Ready", generation);
@@ -112,7 +136,7 @@ mod tests {
     fn findings(vm: &VirtualMachine) -> Findings {
         let (ready, runs) = judge(vm);
         let addresses = addresses("m", &[Ipv4Addr::new(10, 0, 0, 20)], Some(vm), Some("10.0.0.10"));
-        Findings { ready, made: Some(Made { runs, addresses, appliance: "local".into() }) }
+        Findings { ready, made: Some(Made { runs, addresses, appliance: "local".into() }), since: None }
     }
 
     #[test]
@@ -126,6 +150,15 @@ mod tests {
         // Once, and ever after.
         let off = status(&running, Some(1), &findings(&vm("Failed", "False", "Crashed")));
         assert_eq!(off.initialization.and_then(|i| i.provisioned), Some(true));
+    }
+
+    #[test]
+    fn a_moment_passes() {
+        let made = Timestamp::from_second(100).unwrap();
+        let findings = Findings { since: Some(made), ..Findings::waiting("A", "a") };
+        assert!(findings.is_passing(made) && findings.is_passing(Timestamp::from_second(109).unwrap()));
+        assert!(!findings.is_passing(Timestamp::from_second(110).unwrap()));
+        assert!(!Findings::waiting("A", "a").is_passing(made));
     }
 
     #[test]
