@@ -4,7 +4,8 @@
 //! What a machine needs to become a node comes as a NoCloud seed (`user-data`, `meta-data` and, where DHCP is not
 //! enough, `network-config` on a VFAT disk labelled `cidata`), as Cluster API's kubeadm bootstrap provider writes it.
 //! The network of pods is for the cluster's layers: `/etc/cni/net.d` is empty, a few plugins are in `/opt/cni/bin`.
-//! Machine ID and SSH host keys are made at the first boot; the root file system grows to its disk at every boot.
+//! The appliance adds its registry and, for a control plane, keepalived on a disk labelled `PCGNODE` (see
+//! `files/kubernetes-guest/node-setup`). Machine ID and SSH host keys are made at the first boot; the root file system grows to its disk at every boot.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::cache::Key;
 use crate::containers::{Built, PAUSE};
 use crate::debian::Base;
 use crate::guest::{self, Guest};
-use crate::layer::Tree;
+use crate::layer::{Source, Tree};
 use crate::node;
 use crate::oci::io_at;
 use crate::pins::{DEBIAN, kubernetes_version, source_of};
@@ -41,7 +42,13 @@ const FILES: &[(&str, &str)] = &[
     ("etc/systemd/journald.conf.d/size.conf", "[Journal]\nSystemMaxUse=128M\n"),
     ("etc/systemd/system/containerd.service", include_str!("../files/node/containerd.service")),
     ("etc/systemd/system/kubelet.service", include_str!("../files/kubernetes-guest/kubelet.service")),
+    ("etc/systemd/system/node-setup.service", include_str!("../files/kubernetes-guest/node-setup.service")),
     ("etc/systemd/system/kubelet.service.d/10-kubeadm.conf", include_str!("../files/kubernetes-guest/10-kubeadm.conf")),
+];
+/// Programs: what is done with the disk of the appliance (labelled `PCGNODE`), and what keepalived asks.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("usr/local/bin/pcg-check-apiserver", include_str!("../files/kubernetes-guest/check-apiserver")),
+    ("usr/local/lib/pcg-edge/node-setup", include_str!("../files/kubernetes-guest/node-setup")),
 ];
 /// Links below `etc`.
 const LINKS: &[(&str, &str)] = &[
@@ -49,6 +56,7 @@ const LINKS: &[(&str, &str)] = &[
     ("systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target"),
     ("systemd/system/multi-user.target.wants/containerd.service", "/etc/systemd/system/containerd.service"),
     ("systemd/system/multi-user.target.wants/kubelet.service", "/etc/systemd/system/kubelet.service"),
+    ("systemd/system/multi-user.target.wants/node-setup.service", "/etc/systemd/system/node-setup.service"),
     (
         "systemd/system/multi-user.target.wants/systemd-networkd.service",
         "/usr/lib/systemd/system/systemd-networkd.service",
@@ -59,7 +67,8 @@ const LINKS: &[(&str, &str)] = &[
     ),
 ];
 /// Folders that must be there.
-const FOLDERS: &[&str] = &["etc/cni/net.d", "etc/containerd/certs.d", "etc/kubernetes/manifests"];
+const FOLDERS: &[&str] =
+    &["usr/local/lib/pcg-edge", "etc/cni/net.d", "etc/containerd/certs.d", "etc/kubernetes/manifests"];
 /// Of use to who logs in at a console, which nobody does, or who updates packages.
 const MASKED: &[&str] = &[
     "apt-daily-upgrade.timer",
@@ -103,6 +112,7 @@ pub fn ensure_tree(context: &Context) -> Result<Guest> {
 pub fn ensure(context: &Context) -> Result<Built> {
     let key = FILES
         .iter()
+        .chain(PROGRAMS)
         .fold(Key::new("kubernetes-guest"), |key, (name, text)| key.with(name, text))
         .with("init", guest::INIT)
         .with("recipe", include_str!("kubernetes_guest.rs"))
@@ -171,6 +181,9 @@ fn fill(guest: &Guest, store: &Base, scratch: &Path) -> Result<PathBuf> {
     }
     for (path, text) in FILES {
         tree.text(path, &text.replace("@PAUSE@", PAUSE));
+    }
+    for (path, text) in PROGRAMS {
+        tree.file(path, 0o755, Source::Bytes(text.as_bytes().to_vec()));
     }
     for (path, target) in LINKS {
         tree.symlink(&format!("etc/{path}"), target);
