@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use edge_api::bundle::MANIFESTS_ARTIFACT;
 use edge_tests::wait::Seen;
 use edge_tests::{ControlPlane, eventually};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -72,6 +73,7 @@ impl Core {
         let dir = plane.dir();
         let Some(program) = program(dir)? else { return Ok(None) };
         serve(&plane.client(), real()?).await?;
+        grant(&plane.client()).await?;
         let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
         std::fs::write(dir.join("tls.crt"), certificate.cert.pem())?;
         std::fs::write(dir.join("tls.key"), certificate.signing_key.serialize_pem())?;
@@ -81,7 +83,7 @@ impl Core {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
-            .arg(format!("--kubeconfig={}", plane.kubeconfig().display()))
+            .arg(format!("--kubeconfig={}", kubeconfig(plane)?.display()))
             .arg(format!("--namespace={namespace}"))
             .arg(format!("--webhook-cert-dir={}", dir.display()))
             .arg(format!("--webhook-port={port}"))
@@ -111,6 +113,42 @@ impl Drop for Core {
         let _ended = self.child.kill();
         let _ended = self.child.wait();
     }
+}
+
+/// User as which the manager acts.
+const MANAGER: &str = "system:serviceaccount:capi-system:capi-manager";
+
+/// The rights that the manager has on the box: its own role, and what is gathered into it. Nobody gathers here, so the
+/// operator's part is bound by itself.
+async fn grant(client: &Client) -> Result<()> {
+    let operator: Vec<Value> = serde_saphyr::from_multiple(include_str!("../../../deploy/operator.yaml"))?;
+    let is_role = |d: &Value| d["kind"] == "ClusterRole";
+    let own = documents()?.into_iter().filter(is_role).filter(|d| d["metadata"]["name"] == "capi-manager-role");
+    let gathered = |d: &Value| d["metadata"]["labels"]["cluster.x-k8s.io/aggregate-to-manager"] == "true";
+    let gathered: Vec<Value> = operator.into_iter().filter(is_role).filter(gathered).collect();
+    anyhow::ensure!(!gathered.is_empty(), "deploy/operator.yaml has no role for Cluster API");
+    let params = PatchParams::apply("edge-tests").force();
+    for role in own.chain(gathered) {
+        let name = role["metadata"]["name"].as_str().context("a name")?;
+        Api::<ClusterRole>::all(client.clone()).patch(name, &params, &Patch::Apply(&role)).await?;
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+            "subjects": [{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": MANAGER }],
+        });
+        Api::<ClusterRoleBinding>::all(client.clone()).patch(name, &params, &Patch::Apply(&binding)).await?;
+    }
+    Ok(())
+}
+
+fn kubeconfig(plane: &ControlPlane) -> Result<PathBuf> {
+    let mut config: Value = serde_json::from_slice(&std::fs::read(plane.kubeconfig())?)?;
+    config["users"][0]["user"]["as"] = json!(MANAGER);
+    config["users"][0]["user"]["as-groups"] = json!(["system:authenticated"]);
+    let path = plane.dir().join("manager.kubeconfig");
+    std::fs::write(&path, config.to_string())?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(path)
 }
 
 /// The manager's program out of its container image.
@@ -171,6 +209,17 @@ fn open((group, kind, plural, status): &(&str, &str, &str, bool)) -> Value {
 
 /// Cluster API's definitions out of the bundle, without conversion: nothing here speaks older versions.
 fn real() -> Result<Vec<Value>> {
+    let of_cluster_api = |d: &Value| d["spec"]["group"].as_str().is_some_and(|g| g.ends_with("cluster.x-k8s.io"));
+    let definitions = documents()?.into_iter().filter(|d| d["kind"] == "CustomResourceDefinition");
+    let without_conversion = |mut definition: Value| {
+        definition["spec"]["conversion"] = json!({ "strategy": "None" });
+        definition
+    };
+    Ok(definitions.filter(of_cluster_api).map(without_conversion).collect())
+}
+
+/// Every object of the bundle's install manifests.
+fn documents() -> Result<Vec<Value>> {
     let Some(layout) = std::env::var_os("PCG_EDGE_BUNDLE").map(PathBuf::from) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for (_, manifest) in manifests(&layout)? {
@@ -180,15 +229,8 @@ fn real() -> Result<Vec<Value>> {
         for layer in manifest["layers"].as_array().into_iter().flatten() {
             let path = blob_path(&layout, layer)?;
             let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
-            let definitions = documents.into_iter().filter(|d| d["kind"] == "CustomResourceDefinition");
-            let of_cluster_api =
-                |d: &Value| d["spec"]["group"].as_str().is_some_and(|g| g.ends_with("cluster.x-k8s.io"));
-            found.extend(definitions.filter(of_cluster_api));
+            found.extend(serde_saphyr::from_multiple::<Value>(&text)?);
         }
-    }
-    for definition in &mut found {
-        definition["spec"]["conversion"] = json!({ "strategy": "None" });
     }
     Ok(found)
 }

@@ -8,9 +8,11 @@ use std::net::Ipv4Addr;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use edge_api::cluster_api::{LABEL_CLUSTER, LABEL_CONTROL_PLANE, identity, provider_id};
-use edge_api::names::FINALIZER;
+use edge_api::names::{FINALIZER, REGISTRY_PORT};
 use edge_api::virtual_machine::{ConfigDisk, Interface, OnConfigChange, PowerState};
-use edge_api::{Appliance, LibvirtCluster, LibvirtMachine, VirtualMachine, VirtualMachineSpec, condition};
+use edge_api::{
+    Appliance, ApplianceSpec, Instance, LibvirtCluster, LibvirtMachine, VirtualMachine, VirtualMachineSpec, condition,
+};
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -403,7 +405,7 @@ async fn ensure_node(
         return waiting("SecretInvalid", format!("Secret {login} lacks username, password or ca.crt"));
     };
     let registry = Registry {
-        port: port(&appliance.spec.registry.host),
+        port: port(&appliance.spec),
         address: host_address(object, appliance),
         ca: ca.to_vec(),
         auth: BASE64_STANDARD.encode([user, b":", password].concat()),
@@ -423,8 +425,9 @@ async fn ensure_node(
     Ok(Ok(()))
 }
 
-fn port(host: &str) -> u16 {
-    host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(edge_api::names::REGISTRY_PORT)
+/// The registry's port on the host, where guests reach it; `spec.registry.host` is where this operator does.
+fn port(appliance: &ApplianceSpec) -> u16 {
+    appliance.instance.parse::<Instance>().map_or(REGISTRY_PORT, |instance| instance.registry_port())
 }
 
 /// The appliance's address on the first network of the machine where it has one.

@@ -63,7 +63,8 @@ fn ethernet(position: usize, nic: &Nic) -> Value {
     match address {
         None => {
             value["dhcp4"] = json!(true);
-            // A guest made anew keeps its MAC address, but not its machine ID.
+            // A guest made anew keeps its MAC address, but not its machine ID. netplan reads this; without netplan it is
+            // left out, and the DHCP server goes by the MAC address where it has a reservation.
             value["dhcp-identifier"] = json!("mac");
             if position > 0 {
                 value["dhcp4-overrides"] = json!({ "use-routes": false });
