@@ -430,6 +430,9 @@ async fn machines_that_cannot_be() -> Result<()> {
     assert_eq!(made, ["diskless", "first", "second", "stranger"].map(ToOwned::to_owned).into());
     site.delete::<LibvirtMachine>("first").await?;
     reason::<LibvirtMachine>(&site, "third", "ImageNotFound").await?;
+    // Taken away while a guest has it.
+    site.delete::<IPAddressClaim>("second-0").await?;
+    reason::<LibvirtMachine>(&site, "second", "IPAddressLost").await?;
     // What is not ours stays.
     site.delete::<LibvirtMachine>("stranger").await?;
     site.gone::<LibvirtMachine>("stranger").await?;

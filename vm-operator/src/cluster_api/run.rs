@@ -6,7 +6,7 @@
 //!  IPPool ────────► IPAddressClaim that waits, LibvirtCluster
 //!  IPAddress ─────► IPPool, its claim; when it goes, every claim of its pool that waits
 //!  IPAddressClaim, VirtualMachine, Secret ──► LibvirtMachine
-//!  LibvirtMachine, LibvirtCluster ──► LibvirtClusters that wait
+//!  LibvirtMachine, LibvirtCluster ──► LibvirtClusters that wait; LibvirtCluster ──► IPPool
 //! ```
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -313,6 +313,10 @@ fn claim_touched(provider: &Provider, claim: &IPAddressClaim) {
 fn cluster_touched(provider: &Provider, cluster: &LibvirtCluster) {
     let uid = cluster.uid();
     wake_clusters(provider, |other| other.uid() != uid && is_stuck(other));
+    // An endpoint is no address that a pool could give out.
+    for pool in list(&provider.stores.pools, |_| true) {
+        provider.wake(&provider.triggers.pools, &pool.name_any());
+    }
     // Control planes wait for the virtual router ID.
     if let Some(name) = cluster_name(cluster) {
         let is_new = |m: &LibvirtMachine| m.status.as_ref().is_none_or(|s| s.initialization.is_none());

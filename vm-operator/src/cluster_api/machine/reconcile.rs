@@ -165,7 +165,7 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
     let Some(appliance) = provider.context.appliance(&object.spec.appliance) else {
         return waiting("ApplianceNotFound", format!("waits for Appliance {}", object.spec.appliance));
     };
-    let nics = step!(nics(object, id, machine, provider).await);
+    let nics = step!(nics(object, id, machine, known.is_some(), provider).await);
     let endpoint = step!(endpoint(object, machine, &appliance, provider));
     if let (None, Some(bootstrap)) = (&known, bootstrap) {
         step!(ensure_seed(object, id, machine, bootstrap, &nics, provider).await);
@@ -185,7 +185,7 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
 }
 
 /// Interfaces with their addresses, claimed where they are not.
-async fn nics(object: &LibvirtMachine, id: Uuid, machine: &Machine, provider: &Provider) -> Step<Vec<Nic>> {
+async fn nics(object: &LibvirtMachine, id: Uuid, machine: &Machine, made: bool, provider: &Provider) -> Step<Vec<Nic>> {
     let mut nics = Vec::new();
     let mut waits = Vec::new();
     for (position, interface) in object.spec.interfaces.iter().enumerate() {
@@ -193,7 +193,7 @@ async fn nics(object: &LibvirtMachine, id: Uuid, machine: &Machine, provider: &P
         let address = match &interface.address_pool {
             None => None,
             // All claims are made before the first is waited for.
-            Some(pool) => match address(object, position, pool, machine, provider).await? {
+            Some(pool) => match address(object, position, pool, machine, made, provider).await? {
                 Ok(address) => Some(address),
                 Err(waiting) => {
                     waits.push(waiting);
@@ -214,6 +214,7 @@ async fn address(
     position: usize,
     pool: &str,
     machine: &Machine,
+    made: bool,
     provider: &Provider,
 ) -> Step<Address> {
     let waiting = |reason: &str, message: String| Ok(Err(Findings::waiting(reason, message)));
@@ -225,6 +226,14 @@ async fn address(
     };
     let claim = match known {
         Some(claim) => claim,
+        // The guest has an address already, and another one would not reach it.
+        None if made => {
+            let message = format!(
+                "IPAddressClaim {name} was deleted, and the address of interface {position} may be given to somebody \
+                 else; delete the Machine"
+            );
+            return waiting("IPAddressLost", message);
+        }
         None => make_claim(object, name.clone(), pool, machine, provider).await?,
     };
     if !is_owned(&claim.metadata, object.uid().as_deref()) {
@@ -466,7 +475,7 @@ fn virtual_machine(object: &LibvirtMachine, id: Uuid) -> VirtualMachineSpec {
         vcpus,
         memory_mib,
         image: Some(image),
-        kernel_args: None,
+        kernel_args: spec.kernel_args.clone(),
         root_disk: Some(root_disk),
         data_disks,
         interfaces: interfaces.into_iter().map(|i| Interface { network: i.network, mac: None }).collect(),

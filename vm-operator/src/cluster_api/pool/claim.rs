@@ -13,9 +13,9 @@ use kube::runtime::controller::Action as Next;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::allocate;
-use super::reconcile::{addresses, holder, is_from};
+use super::reconcile::{addresses, endpoints, holder, is_from};
 use crate::cluster_api::provider::{
-    Finding, Provide, Provider, cluster_label, hold, is_owned, is_paused, list, outdated, reference, release,
+    Finding, Provide, Provider, cluster_label, hold, is_owned, is_paused, outdated, reference, release,
 };
 use crate::cluster_api::upstream::{IPAddress, IPAddressClaim, IPAddressSpec, Named, PoolReference};
 use crate::errors::chain;
@@ -125,15 +125,12 @@ async fn settle(claim: &IPAddressClaim, provider: &Provider) -> Result<Result<IP
     }
     // Pools may overlap, and nobody may get the address of a control plane.
     let mut taken: BTreeSet<Ipv4Addr> = all.iter().filter_map(|a| a.spec.address.parse().ok()).collect();
-    taken.extend(list(&provider.stores.clusters, |_| true).iter().filter_map(|c| {
-        let endpoint = c.spec.control_plane_endpoint.as_ref()?;
-        endpoint.host.parse::<Ipv4Addr>().ok()
-    }));
+    taken.extend(endpoints(provider));
     let Some(address) = valid.next(&taken) else {
         let message = format!(
-            "no address of IPPool {pool_name} is free ({} in all, {} given out from it); \
+            "no address of IPPool {pool_name} is free ({}, {} given out from it); \
              waits until one is released or the pool grows",
-            valid.total(),
+            valid.display(),
             of_pool().count()
         );
         return waiting("PoolExhausted", message);

@@ -1,5 +1,6 @@
 //! The way of a pool: validate → count → status; it stays while an address is given out.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use edge_api::IPPool;
@@ -26,6 +27,13 @@ pub async fn addresses(provider: &Provider) -> Result<Vec<IPAddress>, kube::Erro
     Ok(provider.context.api::<IPAddress>().list(&ListParams::default()).await?.items)
 }
 
+/// Addresses of control planes, which no machine may get.
+pub fn endpoints(provider: &Provider) -> BTreeSet<Ipv4Addr> {
+    let clusters = list(&provider.stores.clusters, |c| c.spec.control_plane_endpoint.is_some());
+    let hosts = clusters.iter().filter_map(|c| c.spec.control_plane_endpoint.as_ref());
+    hosts.filter_map(|endpoint| endpoint.host.parse().ok()).collect()
+}
+
 /// Cluster that has a pool for itself: the one of the oldest address.
 pub fn holder<'a>(of_pool: impl Iterator<Item = &'a IPAddress>) -> Option<&'a str> {
     let oldest = of_pool.min_by_key(|a| (a.metadata.creation_timestamp.as_ref().map(|t| t.0), a.name_any()))?;
@@ -45,12 +53,19 @@ impl Provide for IPPool {
         let pool = if held { self.clone() } else { hold(context, self, FINALIZER, |_| None).await? };
         let name = pool.name_any();
         let given = list(&provider.stores.addresses, |a| is_from(a, &name));
-        publish(context, &pool, |old, generation| status(&pool, old, generation, &given)).await?;
+        let endpoints = endpoints(provider);
+        publish(context, &pool, |old, generation| status(&pool, old, generation, &given, &endpoints)).await?;
         Ok(provider.resync())
     }
 }
 
-fn status(pool: &IPPool, old: &IPPoolStatus, generation: Option<i64>, given: &[IPAddress]) -> IPPoolStatus {
+fn status(
+    pool: &IPPool,
+    old: &IPPoolStatus,
+    generation: Option<i64>,
+    given: &[IPAddress],
+    endpoints: &BTreeSet<Ipv4Addr>,
+) -> IPPoolStatus {
     let mut new = old.clone();
     new.observed_generation = generation;
     new.used = given.len() as u64;
@@ -60,7 +75,7 @@ fn status(pool: &IPPool, old: &IPPoolStatus, generation: Option<i64>, given: &[I
             Finding::no("Invalid", chain(&invalid))
         }
         Ok(valid) => {
-            new.total = valid.total();
+            new.total = valid.total() - endpoints.iter().filter(|e| valid.contains(**e)).count() as u64;
             let inside = |a: &&IPAddress| a.spec.address.parse::<Ipv4Addr>().is_ok_and(|ip| valid.contains(ip));
             new.free = new.total.saturating_sub(given.iter().filter(inside).count() as u64);
             let sole = valid.single_cluster.then(|| holder(given.iter())).flatten();
