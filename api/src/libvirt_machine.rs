@@ -53,6 +53,10 @@ pub struct LibvirtMachineSpec {
     /// Name of the [`VirtualMachineImage`](crate::VirtualMachineImage) it boots from.
     #[schemars(length(min = 1, max = 253))]
     pub image: String,
+    /// Kernel command line, where the image has a kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub kernel_args: Option<String>,
     /// The disk it boots from.
     pub root_disk: RootDisk,
     /// Further, empty disks.

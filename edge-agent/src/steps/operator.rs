@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use edge_api::appliance::{ApplianceSpec, Network, NetworkType, Registry, StoragePool};
 use edge_api::names::{LOCAL_APPLIANCE, NAMESPACE, OWN_ORIGIN, REGISTRY_PORT, REGISTRY_PULL_SECRET};
-use edge_api::{Appliance, SiteConfig, VirtualMachine, VirtualMachineImage, condition, site};
+use edge_api::{Appliance, SiteConfig, condition, site};
 use futures::future::LocalBoxFuture;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
 use kube::runtime::wait::{await_condition, conditions};
-use kube::{Api, CustomResourceExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::info;
@@ -43,7 +43,7 @@ impl Operator {
 
     async fn ensure_operator(&self, run: &Run) -> Result<Verdict, Failure> {
         let (index, client) = (self.world.index()?, self.world.client()?);
-        for definition in [Appliance::crd(), VirtualMachine::crd(), VirtualMachineImage::crd()] {
+        for definition in edge_api::definitions() {
             let name = definition.metadata.name.clone().unwrap_or_default();
             let wanted = serde_json::to_value(&definition).map_err(|e| Failure::of(&e))?;
             if objects::ensure(&client, run, &wanted).await? {
