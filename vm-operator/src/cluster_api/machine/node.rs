@@ -29,8 +29,6 @@ pub struct Registry {
 pub struct VirtualAddress {
     /// The address.
     pub address: Ipv4Addr,
-    /// Prefix length of its network.
-    pub prefix: u8,
     /// Virtual router ID, unique on the network.
     pub router_id: u8,
     /// The guest's interface on the network.
@@ -60,10 +58,11 @@ pub fn files(registry: &Registry, address: Option<&VirtualAddress>) -> BTreeMap<
 ///   Among equals the holder keeps it, so nothing moves back by itself.
 /// - A holder that is not healthy lowers its priority and no more: it is never without the address while nobody else
 ///   could serve it, which `kubeadm init` relies on. A check without `weight` would give the address up.
+/// - The address has no subnet (`/32`): the guest is never known by it, nor speaks from it of its own accord.
 /// - `nopreempt` would undo this: keepalived then accepts a holder of lower priority, whose API server may be gone for
 ///   good. Equal priorities bring what it is for.
 pub fn keepalived(address: &VirtualAddress) -> String {
-    let VirtualAddress { address, prefix, router_id, interface } = address;
+    let VirtualAddress { address, router_id, interface } = address;
     format!(
         "global_defs {{
     enable_script_security
@@ -87,7 +86,7 @@ vrrp_instance control_plane {{
     priority 100
     advert_int 1
     virtual_ipaddress {{
-        {address}/{prefix} dev {interface}
+        {address}/32 dev {interface}
     }}
     track_script {{
         apiserver
@@ -106,14 +105,13 @@ mod tests {
         let registry = Registry { port: 10443, address: None, ca: b"ca".to_vec(), auth: "cHVsbDp4".into() };
         let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&files(&registry, None)), ["registry-auth", "registry-ca.crt", "registry-host"]);
-        let address =
-            VirtualAddress { address: Ipv4Addr::new(10, 0, 0, 10), prefix: 24, router_id: 7, interface: "eth1".into() };
+        let address = VirtualAddress { address: Ipv4Addr::new(10, 0, 0, 10), router_id: 7, interface: "eth1".into() };
         let registry = Registry { address: Some(Ipv4Addr::new(10, 0, 0, 1)), ..registry };
         let files = files(&registry, Some(&address));
         assert_eq!(files["registry-host"], b"registry.pcg-edge.internal:10443\n");
         assert_eq!(files["registry-address"], b"10.0.0.1\n");
         let text = String::from_utf8(files["keepalived.conf"].clone()).unwrap();
-        for line in ["virtual_router_id 7", "interface eth1", "10.0.0.10/24 dev eth1", "state BACKUP", "weight 50"] {
+        for line in ["virtual_router_id 7", "interface eth1", "10.0.0.10/32 dev eth1", "state BACKUP", "weight 50"] {
             assert!(text.contains(line), "{text}");
         }
         assert!(!text.contains("nopreempt"));

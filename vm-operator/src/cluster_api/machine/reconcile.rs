@@ -166,7 +166,7 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
         return waiting("ApplianceNotFound", format!("waits for Appliance {}", object.spec.appliance));
     };
     let nics = step!(nics(object, id, machine, known.is_some(), provider).await);
-    let endpoint = step!(endpoint(object, machine, &appliance, provider));
+    let endpoint = step!(endpoint(object, machine, provider));
     if let (None, Some(bootstrap)) = (&known, bootstrap) {
         step!(ensure_seed(object, id, machine, bootstrap, &nics, provider).await);
     }
@@ -297,12 +297,7 @@ async fn make_claim(
 }
 
 /// The virtual address that a control plane shares.
-fn endpoint(
-    object: &LibvirtMachine,
-    machine: &Machine,
-    appliance: &Appliance,
-    provider: &Provider,
-) -> Step<Option<VirtualAddress>> {
+fn endpoint(object: &LibvirtMachine, machine: &Machine, provider: &Provider) -> Step<Option<VirtualAddress>> {
     let waiting = |reason: &str, message: String| Ok(Err(Findings::waiting(reason, message)));
     let control_plane = [&object.metadata, &machine.metadata]
         .iter()
@@ -331,12 +326,7 @@ fn endpoint(
         );
         return waiting("EndpointNetworkMissing", message);
     };
-    let own = appliance.spec.networks.iter().find(|n| n.name == network).and_then(|n| n.address.as_deref());
-    let own = own.and_then(|a| a.parse::<Ipv4Net>().ok()).map(|net| net.prefix_len());
-    let of_pool = object.spec.interfaces[position].address_pool.as_deref();
-    let of_pool = of_pool.and_then(|pool| provider.get(&provider.stores.pools, pool)).map(|p| p.spec.prefix);
-    let prefix = own.or(of_pool).unwrap_or(32);
-    Ok(Ok(Some(VirtualAddress { address, prefix, router_id, interface: seed::interface(position) })))
+    Ok(Ok(Some(VirtualAddress { address, router_id, interface: seed::interface(position) })))
 }
 
 fn secret(object: &LibvirtMachine, machine_cluster: Option<&str>, name: String, files: Files) -> Secret {
@@ -387,7 +377,7 @@ async fn ensure_seed(
     };
     let files = BTreeMap::from([
         ("user-data".to_owned(), user_data),
-        ("meta-data".to_owned(), seed::meta_data(&id.to_string(), &machine.name_any()).into_bytes()),
+        ("meta-data".to_owned(), seed::meta_data(&id.to_string(), &machine.name_any(), nics).into_bytes()),
         ("network-config".to_owned(), seed::network_config(nics).into_bytes()),
     ]);
     let seed = secret(object, Some(&machine.spec.cluster_name), name, files);
