@@ -17,6 +17,8 @@ use crate::services::{detach, systemd};
 const END_DEADLINE: Duration = Duration::from_secs(40);
 /// Programs that are copied below the root.
 const PROGRAMS: &[&str] = &["edge-agent", "edgectl", "edge-tui"];
+/// Programs of the bundle that people want beside them.
+const TOOLS: &[&str] = &["clusterctl", "kubectl"];
 
 /// One instance's agent.
 pub struct Agent {
@@ -47,8 +49,11 @@ impl Agent {
         Path::new(host::LOG_DIR).join(format!("edge-agent-{}.log", self.instance))
     }
 
-    /// Copies the programs below the root; says whether any differed.
-    pub fn install(&self, bin: &Path) -> Result<bool> {
+    /// Copies the programs below the root; says whether any of ours differed.
+    pub fn install(&self, bin: &Path, bundle: &Path) -> Result<bool> {
+        for name in TOOLS {
+            build::install(&bundle.join("bin").join(name), &self.program(name))?;
+        }
         let mut changed = false;
         for name in PROGRAMS {
             changed |= build::install(&bin.join(name), &self.program(name))?;

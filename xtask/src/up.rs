@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
     let prepared = prepare(plain, |host| host.hold(name, Holder::Instance))?;
 
     let agent = Agent::of(&options.instance);
-    let updated = agent.install(&prepared.bin)?;
+    let updated = agent.install(&prepared.bin, &prepared.bundle)?;
     let conf = site::install(&site, &agent.root.join("conf"), &agent.program("edgectl"))?;
     for note in &conf.notes {
         println!("{note}");
