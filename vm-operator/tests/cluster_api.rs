@@ -278,7 +278,7 @@ async fn a_machine_comes_and_goes() -> Result<()> {
     let node = files(&site, "cp-1-node").await?;
     assert!(node["registry-host"].starts_with(b"registry.pcg-edge.internal:"));
     assert_eq!(node["registry-address"], format!("{net}.1\n").into_bytes());
-    assert!(String::from_utf8_lossy(&node["keepalived.conf"]).contains(&format!("{net}.10/24 dev eth0")));
+    assert!(String::from_utf8_lossy(&node["keepalived.conf"]).contains(&format!("{net}.10/32 dev eth0")));
 
     let claim = site.api::<IPAddressClaim>().get("cp-1-0").await?;
     let owner = claim.owner_references().first().context("owner")?;
