@@ -132,7 +132,7 @@ async fn life_of_a_machine() -> Result<()> {
     let more = json!({ "powerState": "Running", "memoryMiB": 300, "dataDisks": [] });
     site.edit::<VirtualMachine>("one", more).await?;
     let vm = site.ready_vm("one").await?;
-    assert!(!libvirt.lookup_domain_by_uuid(id)?.xml_desc(0)?.contains("data-logs"));
+    assert!(!libvirt.lookup_domain_by_uuid(id)?.xml_desc(0)?.contains(&own_path("data-logs")));
     let kept = vm.status.context("status")?.kept_disks;
     assert_eq!((kept.len(), kept[0].name.as_str(), kept[0].attached), (1, "logs", false));
     assert_eq!(sizes()?, [3, 4]);
