@@ -8,11 +8,20 @@
 //! | `POST /v1/validate` with YAML | [`ValidationReport`] |
 //! | `POST /v1/apply` with YAML | [`ValidationReport`]; the file is replaced where it is valid |
 //! | `GET /v1/vms`, `GET /v1/vms/{name}` | array of / one [`VirtualMachine`](crate::VirtualMachine) |
+//! | `GET /v1/clusters`, `GET /v1/clusters/{name}` | array of / one [`EdgeCluster`](crate::EdgeCluster) |
+//! | `POST /v1/clusters` with YAML of one `EdgeCluster` | the [`EdgeCluster`](crate::EdgeCluster) that was made |
+//! | `PATCH /v1/clusters/{name}` with [`ClusterChange`] | the changed [`EdgeCluster`](crate::EdgeCluster) |
+//! | `DELETE /v1/clusters/{name}` with [`ClusterRemoval`] as query | the [`EdgeCluster`](crate::EdgeCluster) that goes |
+//! | `GET /v1/clusters/{name}/kubeconfig` | the cluster's kubeconfig of an administrator, YAML |
 //!
 //! Every error answer has a body of [`ApiError`].
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::edge_cluster::{ClusterPhase, ClusterTask};
 
 /// File name of the socket below the agent's root.
 pub const SOCKET: &str = "run/agent.sock";
@@ -41,6 +50,9 @@ pub struct Status {
     pub applications: Vec<Application>,
     /// Virtual machines by name.
     pub machines: Vec<Machine>,
+    /// Workload clusters by name.
+    #[serde(default)]
+    pub clusters: Vec<Cluster>,
 }
 
 /// One word for the appliance.
@@ -170,6 +182,61 @@ pub struct Machine {
     /// When its condition `Ready` last changed.
     pub since: Option<Timestamp>,
 }
+
+/// A workload cluster, in short.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// Object name.
+    pub name: String,
+    /// Phase as in its status.
+    pub phase: ClusterPhase,
+    /// Whether its condition `Ready` holds.
+    pub ready: bool,
+    /// Message of that condition.
+    pub message: String,
+    /// Machines that are ready and that are wanted, for instance `1/2`.
+    pub nodes: Option<String>,
+    /// Kubernetes version of the control plane.
+    pub version: Option<String>,
+    /// Address of the control plane.
+    pub endpoint: String,
+    /// What has to be done, in order.
+    pub tasks: Vec<ClusterTask>,
+    /// When its condition `Ready` last changed.
+    pub since: Option<Timestamp>,
+    /// When its deletion was asked for.
+    pub deleting_since: Option<Timestamp>,
+}
+
+/// A change of a cluster; what is absent stays.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterChange {
+    /// Machines of the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane_size: Option<u32>,
+    /// Machines of pools of workers, by the pool's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub worker_sizes: BTreeMap<String, u32>,
+    /// Kubernetes version, `<major>.<minor>.<patch>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_version: Option<String>,
+}
+
+/// How a cluster is removed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ClusterRemoval {
+    /// Of a cluster that was never ready; without it such a cluster is refused, and with it one that was.
+    #[serde(default)]
+    pub abort: bool,
+    /// Of a deletion that has been stuck for [`FORCE_AFTER_SECONDS`]: what cannot be removed is left and listed.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Seconds that a deletion must have been stuck before it may be forced.
+pub const FORCE_AFTER_SECONDS: i64 = 900;
 
 /// One line of `edge.log`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

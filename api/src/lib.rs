@@ -5,7 +5,9 @@ pub mod agent;
 pub mod appliance;
 pub mod bundle;
 pub mod cluster_api;
+pub mod cluster_profile;
 pub mod condition;
+pub mod edge_cluster;
 pub mod instance;
 pub mod ip_pool;
 pub mod libvirt_cluster;
@@ -16,7 +18,9 @@ pub mod virtual_machine;
 pub mod virtual_machine_image;
 
 pub use appliance::{Appliance, ApplianceSpec, ApplianceStatus};
+pub use cluster_profile::{ClusterProfile, ClusterProfileSpec};
 pub use condition::{Condition, ConditionStatus};
+pub use edge_cluster::{EdgeCluster, EdgeClusterSpec, EdgeClusterStatus};
 pub use instance::Instance;
 pub use ip_pool::{IPPool, IPPoolSpec, IPPoolStatus};
 pub use libvirt_cluster::{LibvirtCluster, LibvirtClusterSpec, LibvirtClusterStatus, LibvirtClusterTemplate};
@@ -34,6 +38,8 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         Appliance::crd(),
         VirtualMachine::crd(),
         VirtualMachineImage::crd(),
+        ClusterProfile::crd(),
+        EdgeCluster::crd(),
         IPPool::crd(),
         LibvirtCluster::crd(),
         LibvirtClusterTemplate::crd(),

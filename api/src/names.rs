@@ -33,3 +33,11 @@ pub const ANNOTATION_DIGEST: &str = "pcg-edge.io/layer-digest";
 pub const METADATA_NS: &str = "https://pcg-edge.io/ns/domain/1";
 /// Namespace UUID from which identities are derived (UUID version 5).
 pub const ID_NAMESPACE: &str = "5a3f1c52-0c5b-4f3e-9d5e-4a1f60b6a4a1";
+/// Annotation on an `EdgeCluster` that is being deleted: give up on what cannot be removed, and list it.
+pub const ANNOTATION_FORCE_DELETE: &str = "pcg-edge.io/force-delete";
+/// The ClusterClass of every cluster.
+pub const CLUSTER_CLASS: &str = "pcg-edge-v1";
+/// Prefix of the names of the images that clusters' machines boot from; the version, `v<major>.<minor>.<patch>`, follows.
+pub const CLUSTER_IMAGE_PREFIX: &str = "kubernetes-";
+/// Label of what belongs to an `EdgeCluster` in the system cluster; its value is the cluster's name.
+pub const LABEL_EDGE_CLUSTER: &str = "pcg-edge.io/edge-cluster";

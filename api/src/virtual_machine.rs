@@ -43,6 +43,10 @@ pub struct VirtualMachineSpec {
     /// Virtual CPUs.
     #[schemars(range(min = 1, max = 512))]
     pub vcpus: u32,
+    /// CPUs of the host that it may use, for instance `0-3,6`; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"))]
+    pub cpu_set: Option<String>,
     /// Memory in MiB.
     #[serde(rename = "memoryMiB")]
     #[schemars(range(min = 64, max = 16_777_216))]

@@ -57,6 +57,7 @@ impl Board {
                 .collect(),
             applications: Vec::new(),
             machines: Vec::new(),
+            clusters: Vec::new(),
         };
         let board = Self { sender: Arc::new(watch::Sender::new(status)) };
         board.edit(|_| {});

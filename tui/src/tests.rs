@@ -126,6 +126,7 @@ fn waiting() -> Status {
         .to_vec(),
         applications: Vec::new(),
         machines: Vec::new(),
+        clusters: Vec::new(),
     }
 }
 

@@ -265,6 +265,7 @@ pub fn validate(
         appliance: _,
         power_state,
         vcpus,
+        cpu_set: _,
         memory_mib,
         image: _,
         kernel_args,
