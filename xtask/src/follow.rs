@@ -249,6 +249,7 @@ mod tests {
             steps,
             applications: vec![],
             machines: vec![],
+            clusters: Vec::new(),
         }
     }
 
