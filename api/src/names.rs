@@ -35,7 +35,7 @@ pub const METADATA_NS: &str = "https://pcg-edge.io/ns/domain/1";
 pub const ID_NAMESPACE: &str = "5a3f1c52-0c5b-4f3e-9d5e-4a1f60b6a4a1";
 /// Annotation on an `EdgeCluster` that is being deleted: give up on what cannot be removed, and list it.
 pub const ANNOTATION_FORCE_DELETE: &str = "pcg-edge.io/force-delete";
-/// The ClusterClass of every cluster.
+/// The `ClusterClass` of every cluster.
 pub const CLUSTER_CLASS: &str = "pcg-edge-v1";
 /// Prefix of the names of the images that clusters' machines boot from; the version, `v<major>.<minor>.<patch>`, follows.
 pub const CLUSTER_IMAGE_PREFIX: &str = "kubernetes-";

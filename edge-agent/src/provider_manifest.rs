@@ -1,8 +1,9 @@
 //! Cluster API's install manifests, made fit for a box: upstream's files are unmodified in the bundle, and ask
 //! cert-manager for certificates, leave `${NAME:=default}` to `clusterctl`, and name images of a staging registry.
 //!
-//! Here the appliance's own authority issues the certificates (D7), placeholders get their defaults or our values, and
-//! images are those of the bundle by digest.
+//! Here the appliance's own authority issues the certificates (D7), placeholders get their defaults or our values,
+//! images are those of the bundle by digest, and `clusterctl` finds what it would have left had it installed them: its
+//! labels, and an inventory of providers.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,14 +15,51 @@ use crate::ca::Leaf;
 /// Placeholders that do not get upstream's default: classes are what `EdgeCluster` is made of.
 const SETTINGS: [(&str, &str); 1] = [("CLUSTER_TOPOLOGY", "true")];
 
+/// Label by which `clusterctl` finds everything that belongs to a provider; its value is empty.
+const LABEL_CLUSTERCTL: &str = edge_api::cluster_api::LABEL_CLUSTERCTL;
+/// Label with a provider's name in `clusterctl`'s form.
+const LABEL_PROVIDER: &str = "cluster.x-k8s.io/provider";
+/// Label of the entries of the inventory.
+const LABEL_CORE: (&str, &str) = ("clusterctl.cluster.x-k8s.io/core", "inventory");
+
+/// A provider as `clusterctl` knows it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Provider {
+    /// What it provides, for instance `BootstrapProvider`.
+    pub type_: &'static str,
+    /// Its name among those of its type.
+    pub name: &'static str,
+    /// Its name among all, which is that of its entry.
+    pub label: &'static str,
+    /// Where it runs.
+    pub namespace: &'static str,
+}
+
+impl Provider {
+    /// Its entry in the inventory; `version` begins with `v`.
+    pub fn entry(&self, version: &str) -> Value {
+        let Self { type_, name, label, namespace } = self;
+        let (core, inventory) = LABEL_CORE;
+        json!({
+            "apiVersion": "clusterctl.cluster.x-k8s.io/v1alpha3",
+            "kind": "Provider",
+            "metadata": {
+                "name": label, "namespace": namespace,
+                "labels": {LABEL_CLUSTERCTL: "", LABEL_PROVIDER: label, core: inventory},
+            },
+            "providerName": name, "type": type_, "version": version,
+        })
+    }
+}
+
 /// A manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No YAML.
-    #[error("document {document} of {provider}")]
+    #[error("document {document} of {file}")]
     Yaml {
-        /// Whose manifest.
-        provider: String,
+        /// Which manifest.
+        file: String,
         /// Which document, from 1.
         document: usize,
         /// Why.
@@ -74,9 +112,10 @@ pub fn documents(manifest: &str) -> impl Iterator<Item = &str> {
     manifest.split("\n---\n").map(|d| d.strip_prefix("---\n").unwrap_or(d)).filter(|d| !d.trim().is_empty())
 }
 
-/// Makes one document fit; `number` counts from 1.
+/// Makes one document fit; `number` counts from 1. What belongs to no provider is not labelled as if it did.
 pub fn prepare(
-    provider: &str,
+    file: &str,
+    provider: Option<&Provider>,
     number: usize,
     document: &str,
     authority: &str,
@@ -84,7 +123,7 @@ pub fn prepare(
 ) -> Result<Document, Error> {
     let text = resolve(document)?;
     let mut object: Value = serde_saphyr::from_str(&text).map_err(|source| Error::Yaml {
-        provider: provider.to_owned(),
+        file: file.to_owned(),
         document: number,
         source: Box::new(source),
     })?;
@@ -108,6 +147,10 @@ pub fn prepare(
             }
         }
         _ => {}
+    }
+    if let Some(Provider { label, .. }) = provider {
+        object["metadata"]["labels"][LABEL_CLUSTERCTL] = json!("");
+        object["metadata"]["labels"][LABEL_PROVIDER] = json!(label);
     }
     Ok(Document::Object(object))
 }
@@ -244,9 +287,35 @@ webhooks:
         .unwrap()
     }
 
+    const CORE: Provider =
+        Provider { type_: "CoreProvider", name: "cluster-api", label: "cluster-api", namespace: "capi-system" };
+
     fn prepared() -> Vec<Document> {
         let all = documents(MANIFEST).enumerate();
-        all.map(|(i, d)| prepare("core", i + 1, d, "CA", &index()).unwrap()).collect()
+        all.map(|(i, d)| prepare("core.yaml", Some(&CORE), i + 1, d, "CA", &index()).unwrap()).collect()
+    }
+
+    #[test]
+    fn clusterctl_finds_what_belongs_to_a_provider() {
+        let labels = json!({LABEL_CLUSTERCTL: "", LABEL_PROVIDER: "cluster-api"});
+        for document in prepared() {
+            if let Document::Object(object) = document {
+                assert_eq!(object["metadata"]["labels"], labels, "{object}");
+            }
+        }
+        let plain = prepare(
+            "other.yaml",
+            None,
+            1,
+            "{apiVersion: v1, kind: Namespace, metadata: {name: other}}",
+            "CA",
+            &index(),
+        );
+        assert_eq!(
+            plain.unwrap(),
+            Document::Object(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}}))
+        );
+        assert_eq!(CORE.entry("v1.14.2")["metadata"]["labels"]["clusterctl.cluster.x-k8s.io/core"], "inventory");
     }
 
     #[test]

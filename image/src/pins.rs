@@ -55,11 +55,11 @@ impl Group {
 }
 
 macro_rules! group {
-    ($name:literal, $module:literal, [$(($program:literal, $package:literal)),+ $(,)?]) => {
+    ($name:literal, $module:literal, [$(($program:literal, $package:literal)),* $(,)?]) => {
         Group {
             name: $name,
             module: $module,
-            programs: &[$(($program, $package)),+],
+            programs: &[$(($program, $package)),*],
             go_mod: include_str!(concat!("../pins/", $name, "/go.mod")),
             go_sum: include_str!(concat!("../pins/", $name, "/go.sum")),
             tools: include_str!(concat!("../pins/", $name, "/tools.go")),
@@ -149,14 +149,17 @@ pub const CLUSTER_GROUPS: &[Group] = &[
     ),
 ];
 
-/// Every group.
+/// Modules of which only files are used.
+pub const FILE_GROUPS: &[Group] = &[group!("cert-manager", "github.com/cert-manager/cert-manager", [])];
+
+/// Every group with programs.
 pub fn groups() -> impl Iterator<Item = &'static Group> {
     GROUPS.iter().chain(CLUSTER_GROUPS)
 }
 
 /// The group of this name.
 pub fn group(name: &str) -> Option<&'static Group> {
-    groups().find(|group| group.name == name)
+    groups().chain(FILE_GROUPS).find(|group| group.name == name)
 }
 
 /// `module@version` of the group that has this program.
@@ -220,7 +223,7 @@ mod tests {
     #[test]
     fn every_group_has_a_version_and_its_programs_are_in_tools_go() {
         let mut names = std::collections::BTreeSet::new();
-        for group in groups() {
+        for group in groups().chain(FILE_GROUPS) {
             assert!(group.version().starts_with('v'), "{}: {}", group.name, group.version());
             for (name, package) in group.programs {
                 assert!(names.insert(name), "{name} twice");

@@ -1,11 +1,12 @@
 //! Step `cluster-api`: Cluster API's three managers from the bundle (D2), with certificates of the appliance's own
-//! authority. Ready means that their webhooks answer.
+//! authority, what its tooling looks for, and the one `ClusterClass` that clusters are made from. Ready means that the
+//! managers' webhooks answer and that Cluster API has taken the class.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use edge_api::bundle::Index;
-use edge_api::names::NAMESPACE;
+use edge_api::names::{CLUSTER_CLASS, NAMESPACE};
 use futures::future::LocalBoxFuture;
 use kube::Api;
 use kube::api::{DynamicObject, PostParams};
@@ -19,23 +20,58 @@ use crate::ca::Authority;
 use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::objects::{self, Applied};
-use crate::provider_manifest::{CertificateRequest, Document, documents, prepare, secret};
+use crate::provider_manifest::{CertificateRequest, Document, Provider, documents, prepare, secret};
 use crate::world::World;
 
 /// Reference of the manifests in the bundle, without tag.
 const MANIFESTS: &str = "pcg-edge.io/manifests/cluster-api";
-/// Their files, in the order of installation, each with the namespace and the Deployment of its manager.
-const MANAGERS: [(&str, &str, &str); 3] = [
-    ("core.yaml", "capi-system", "capi-controller-manager"),
-    ("bootstrap.yaml", "capi-kubeadm-bootstrap-system", "capi-kubeadm-bootstrap-controller-manager"),
-    ("control-plane.yaml", "capi-kubeadm-control-plane-system", "capi-kubeadm-control-plane-controller-manager"),
+/// Files of the managers, in the order of installation, each with the provider that it installs and its Deployment.
+const MANAGERS: [(&str, Provider, &str); 3] = [
+    (
+        "core.yaml",
+        Provider { type_: "CoreProvider", name: "cluster-api", label: "cluster-api", namespace: "capi-system" },
+        "capi-controller-manager",
+    ),
+    (
+        "bootstrap.yaml",
+        Provider {
+            type_: "BootstrapProvider",
+            name: "kubeadm",
+            label: "bootstrap-kubeadm",
+            namespace: "capi-kubeadm-bootstrap-system",
+        },
+        "capi-kubeadm-bootstrap-controller-manager",
+    ),
+    (
+        "control-plane.yaml",
+        Provider {
+            type_: "ControlPlaneProvider",
+            name: "kubeadm",
+            label: "control-plane-kubeadm",
+            namespace: "capi-kubeadm-control-plane-system",
+        },
+        "capi-kubeadm-control-plane-controller-manager",
+    ),
 ];
+/// Our own, which the step `operator` installs.
+const INFRASTRUCTURE: Provider = Provider {
+    type_: "InfrastructureProvider",
+    name: "libvirt",
+    label: "infrastructure-libvirt",
+    namespace: NAMESPACE,
+};
+/// Files with definitions that Cluster API's tooling looks for.
+const TOOLING: [&str; 2] = ["inventory.yaml", "cert-manager.yaml"];
+/// What clusters are made from.
+const SHIPPED: [&str; 1] = [include_str!("../../../deploy/cluster-class.yaml")];
 /// Largest file that is read.
 const FILE_LIMIT: u64 = 16 << 20;
 /// Longest wait for a manager's pod, its pull included.
 const DEADLINE: Duration = Duration::from_mins(4);
 /// Longest wait for a webhook to answer, once its pod is ready.
 const WEBHOOK_DEADLINE: Duration = Duration::from_mins(1);
+/// Longest wait for Cluster API to look at the class.
+const CLASS_DEADLINE: Duration = Duration::from_mins(2);
 
 /// See the module.
 pub struct ClusterApi {
@@ -78,14 +114,23 @@ impl ClusterApi {
             let leaf = authority.ensure_leaf(&folder, &request.secret, &request.names).map_err(|e| Failure::of(&e))?;
             objects::ensure(&client, run, &secret(request, &leaf, authority.certificate())).await?;
         }
-        for (_, namespace, deployment) in MANAGERS {
-            objects::deployment_available(&client, run, namespace, deployment, DEADLINE).await?;
+        for (_, provider, deployment) in MANAGERS {
+            objects::deployment_available(&client, run, provider.namespace, deployment, DEADLINE).await?;
         }
         for object in questions() {
             answers(run, &client, &object).await?;
         }
         let version = index.artifacts.iter().find_map(|a| a.name.strip_prefix(MANIFESTS)?.strip_prefix(':'));
-        Ok(Verdict::Ready(format!("Cluster API {}", version.unwrap_or_default())))
+        let version = version.unwrap_or_default();
+        for (_, provider, _) in MANAGERS {
+            objects::ensure(&client, run, &provider.entry(version)).await?;
+        }
+        objects::ensure(&client, run, &INFRASTRUCTURE.entry(&format!("v{}", index.version))).await?;
+        for object in shipped()? {
+            objects::ensure(&client, run, &object).await?;
+        }
+        class_taken(run, &client).await?;
+        Ok(Verdict::Ready(format!("Cluster API {version}")))
     }
 
     async fn install(
@@ -98,13 +143,14 @@ impl ClusterApi {
     ) -> Result<Installed, Failure> {
         let files = bundle::manifest_files(&self.world.bundle, index, MANIFESTS).map_err(|e| Failure::of(&e))?;
         let mut installed = Installed { basis, objects: Vec::new(), certificates: Vec::new() };
-        for (file, _, _) in MANAGERS {
+        let of_managers = MANAGERS.iter().map(|(file, provider, _)| (*file, Some(provider)));
+        for (file, provider) in of_managers.chain(TOOLING.map(|file| (file, None))) {
             let path =
                 files.get(file).ok_or_else(|| Failure::new(format!("{MANIFESTS} of the bundle has no {file}")))?;
             let text = durable::read(path, FILE_LIMIT).map_err(|e| Failure::of(&e))?.unwrap_or_default();
             let text = String::from_utf8(text).map_err(|e| Failure::of(&e))?;
             for (at, document) in documents(&text).enumerate() {
-                let prepared = prepare(file, at + 1, document, authority.certificate(), index);
+                let prepared = prepare(file, provider, at + 1, document, authority.certificate(), index);
                 match prepared.map_err(|e| Failure::of(&e))? {
                     Document::Object(object) => {
                         installed.objects.push(objects::ensure_marked(client, run, &object).await?.1);
@@ -139,6 +185,54 @@ impl Step for ClusterApi {
 
     fn ensure<'a>(&'a self, run: &'a Run) -> LocalBoxFuture<'a, Result<Verdict, Failure>> {
         Box::pin(self.ensure_managers(run))
+    }
+}
+
+/// The objects that clusters are made from.
+fn shipped() -> Result<Vec<Value>, Failure> {
+    let mut objects = Vec::new();
+    for text in SHIPPED {
+        objects.extend(serde_saphyr::from_multiple::<Value>(text).map_err(|e| Failure::of(&e))?);
+    }
+    objects.retain(|object| !object.is_null());
+    Ok(objects)
+}
+
+/// Waits until Cluster API has looked at the class as it is now, and takes its variables.
+async fn class_taken(run: &Run, client: &kube::Client) -> Result<(), Failure> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("cluster.x-k8s.io", "v1beta2", "ClusterClass"));
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &resource);
+    let begun = Instant::now();
+    loop {
+        let missing = match api.get(CLUSTER_CLASS).await {
+            Ok(class) => match untaken(&class) {
+                None => return Ok(()),
+                Some(missing) => missing,
+            },
+            Err(e) => chain(&e),
+        };
+        if begun.elapsed() > CLASS_DEADLINE {
+            let seconds = CLASS_DEADLINE.as_secs();
+            return Err(Failure::new(format!(
+                "after {seconds} s: Cluster API has not taken ClusterClass {CLUSTER_CLASS}: {missing}"
+            )));
+        }
+        run.working(format!("waits for Cluster API to take ClusterClass {CLUSTER_CLASS}: {missing}"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// What keeps a class from being used.
+fn untaken(class: &DynamicObject) -> Option<String> {
+    let status = &class.data["status"];
+    if status["observedGeneration"].as_i64() != class.metadata.generation {
+        return Some("it was not looked at since it changed".to_owned());
+    }
+    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match conditions.iter().find(|c| c["type"] == "VariablesReady") {
+        Some(ready) if ready["status"] == "True" => None,
+        Some(ready) => Some(ready["message"].as_str().unwrap_or_default().to_owned()),
+        None => Some("it has no condition VariablesReady".to_owned()),
     }
 }
 
@@ -188,5 +282,40 @@ async fn answers(run: &Run, client: &kube::Client, object: &Value) -> Result<(),
         }
         run.working(format!("waits for the webhook for {kind}"));
         tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shipped_can_be_applied() {
+        let objects = shipped().unwrap();
+        let name_of = |kind: &str| objects.iter().find(|o| o["kind"] == kind).map(|o| &o["metadata"]["name"]);
+        assert_eq!(name_of("ClusterClass"), Some(&json!(CLUSTER_CLASS)));
+        for object in &objects {
+            assert!(object["apiVersion"].is_string() && object["metadata"]["name"].is_string(), "{object}");
+            assert!(object["metadata"].get("namespace").is_none_or(|n| n == NAMESPACE), "{object}");
+        }
+        for template in ["LibvirtClusterTemplate", "LibvirtMachineTemplate"] {
+            assert!(name_of(template).is_some(), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_class_is_taken_when_its_variables_are() {
+        let class = |observed: i64, status: &str| -> DynamicObject {
+            let ready = json!({"type": "VariablesReady", "status": status, "message": "a variable is wrong"});
+            serde_json::from_value(json!({
+                "apiVersion": "cluster.x-k8s.io/v1beta2", "kind": "ClusterClass",
+                "metadata": {"name": CLUSTER_CLASS, "generation": 2},
+                "status": {"observedGeneration": observed, "conditions": [ready]},
+            }))
+            .unwrap()
+        };
+        assert_eq!(untaken(&class(2, "True")), None);
+        assert_eq!(untaken(&class(2, "False")).as_deref(), Some("a variable is wrong"));
+        assert!(untaken(&class(1, "True")).is_some());
     }
 }
