@@ -31,6 +31,8 @@ pub(crate) async fn ensure(
     namespace: &str,
     values: &Value,
 ) -> Result<Vec<Live>, Failure> {
+    let ctx = pass.ctx;
+    let helm = ctx.helm()?;
     let digest = label_digest(&pass.layer.digest);
     let client = pass.cluster.client.clone();
     let found = records(&client, release, namespace).await?;
@@ -63,7 +65,7 @@ pub(crate) async fn ensure(
         (ANNOTATION_DIGEST, digest),
     ];
     let upgrade = Upgrade { release, namespace, chart, values, labels: &labels, timeout: pass.layer.timeout };
-    pass.ctx.helm.upgrade(&upgrade).await.map_err(Failure::Helm)?;
+    helm.upgrade(&upgrade).await.map_err(Failure::Helm)?;
     tracing::info!(release, namespace, layer = pass.layer.name, "release written");
     pass.report.written.push(format!("Release {namespace}/{release}"));
 
@@ -125,7 +127,7 @@ async fn recover(
     );
     pass.tell(StepState::Running, &format!("recovers the release {release}, left {}", record.status));
     if record.status == "uninstalling" {
-        return pass.ctx.helm.uninstall(release, namespace, pass.layer.timeout).await.map_err(Failure::Helm);
+        return pass.ctx.helm()?.uninstall(release, namespace, pass.layer.timeout).await.map_err(Failure::Helm);
     }
     // What this revision may have made stays known, so that what the next one lacks is pruned; only then it goes.
     for object in record.objects()? {

@@ -72,6 +72,9 @@ pub enum Failure {
         /// Its own words.
         reason: String,
     },
+    /// A chart, and no Helm.
+    #[error("is a Helm chart; in this cluster layers are manifests")]
+    NoHelm,
     /// Helm said no.
     #[error("helm: {0}")]
     Helm(HelmError),
@@ -86,6 +89,16 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether the cluster may answer otherwise in a while: it was not reached, or was busy or broken.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Api { code: 0 | 429 | 500..=599, .. })
+    }
+
+    /// Whether a webhook could not be asked. Its pods may still be starting, or it may not have its certificate yet.
+    pub(crate) fn is_silent_webhook(&self) -> bool {
+        matches!(self, Self::Api { code: 500, reason, .. } if reason.contains("webhook"))
+    }
+
     /// From an error of the client; what a Secret holds does not get into the text (law 5).
     pub(crate) fn api(action: &'static str, object: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let object = object.into();

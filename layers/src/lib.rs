@@ -46,8 +46,14 @@ pub const FIELD_MANAGER: &str = "pcg-edge";
 pub struct Context {
     /// Client with every right.
     pub client: Client,
-    /// Helm for the same cluster.
-    pub helm: Helm,
+    /// Helm for the same cluster; where there is none, no layer may be a chart.
+    pub helm: Option<Helm>,
+}
+
+impl Context {
+    fn helm(&self) -> Result<&Helm, Failure> {
+        self.helm.as_ref().ok_or(Failure::NoHelm)
+    }
 }
 
 /// Is told of every change of a layer's state. `since` is the time of the call: whoever keeps the states keeps the

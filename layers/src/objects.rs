@@ -123,8 +123,9 @@ async fn ensure_object(pass: &mut Pass<'_>, inventory: &mut Inventory, wanted: &
         field_validation: Some(ValidationDirective::Strict),
         ..PatchParams::apply(FIELD_MANAGER).force()
     };
-    let object =
-        api.patch(&item.name, &params, &Patch::Apply(&desired)).await.map_err(Failure::api("write", &shown))?;
+    let write =
+        async || api.patch(&item.name, &params, &Patch::Apply(&desired)).await.map_err(Failure::api("write", &shown));
+    let object = wait::for_webhook(pass, write).await?;
     tracing::info!(object = shown, layer = pass.layer.name, "written");
     pass.report.written.push(shown);
     item.fields = our_fields(&object);

@@ -85,7 +85,7 @@ async fn release_itself(ctx: &Context, inventory: &Inventory, report: &mut Repor
     if newest.label(LABEL_LAYER) != Some(&inventory.layer) {
         return Ok(());
     }
-    ctx.helm.uninstall(&release.name, &release.namespace, UNINSTALL).await.map_err(Failure::Helm)?;
+    ctx.helm()?.uninstall(&release.name, &release.namespace, UNINSTALL).await.map_err(Failure::Helm)?;
     report.pruned.push(format!("Release {}/{}", release.namespace, release.name));
     Ok(())
 }

@@ -19,6 +19,31 @@ use crate::objects::{Live, with_types};
 /// How often the pods behind a workload are asked for the reason of a delay.
 const LOOK_AT_PODS: Duration = Duration::from_secs(10);
 
+/// How often a webhook is asked again.
+const ASK_WEBHOOK: Duration = Duration::from_secs(5);
+
+/// Does what a webhook has a say in, again and again until that can be asked: a layer may bring both the webhook and what
+/// the webhook looks at.
+pub(crate) async fn for_webhook<T, F>(pass: &Pass<'_>, act: impl Fn() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let deadline = Instant::now() + pass.layer.timeout;
+    loop {
+        match act().await {
+            Err(refusal) if refusal.is_silent_webhook() => {
+                let waited_for = refusal.to_string();
+                pass.tell(StepState::Waiting, &waited_for);
+                if Instant::now() + ASK_WEBHOOK > deadline {
+                    return Err(Failure::Unhealthy { seconds: pass.layer.timeout.as_secs(), waited_for });
+                }
+                tokio::time::sleep(ASK_WEBHOOK).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Waits until every object is healthy, one after the other; those that already are cost nothing.
 pub(crate) async fn healthy(pass: &Pass<'_>, live: &[Live]) -> Result<(), Failure> {
     let deadline = Instant::now() + pass.layer.timeout;

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 struct Bed {
     plane: ControlPlane,
     ctx: Context,
+    helm: Helm,
     told: Mutex<Vec<(String, StepState, String)>>,
     scratch: tempfile::TempDir,
 }
@@ -34,8 +35,8 @@ impl Bed {
     async fn start() -> Self {
         let plane = ControlPlane::start().await.unwrap();
         let helm = Helm { program: programs_dir().unwrap().join("helm"), kubeconfig: plane.kubeconfig() };
-        let ctx = Context { client: plane.client(), helm };
-        Self { plane, ctx, told: Mutex::default(), scratch: tempfile::tempdir().unwrap() }
+        let ctx = Context { client: plane.client(), helm: Some(helm.clone()) };
+        Self { plane, ctx, helm, told: Mutex::default(), scratch: tempfile::tempdir().unwrap() }
     }
 
     async fn apply(&self, layers: &[RenderedLayer]) -> Result<Report, edge_layers::Error> {
@@ -336,7 +337,7 @@ async fn values_do_not_reach_the_argument_list_and_releases_of_others_stay() {
     .unwrap();
     fs::set_permissions(&spy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut ctx = bed.ctx.clone();
-    ctx.helm.program = spy;
+    ctx.helm = Some(Helm { program: spy, ..bed.helm.clone() });
     let layers = [chart_layer("web", &chart, "hunter2")];
     let error = apply(&ctx, &layers, &|_| {}).await.unwrap_err();
     assert_eq!(error.failure.to_string(), "helm: upgrade of release web failed: told you so");
@@ -344,9 +345,9 @@ async fn values_do_not_reach_the_argument_list_and_releases_of_others_stay() {
     assert!(arguments.starts_with("upgrade web ") && !arguments.contains("hunter2"), "{arguments}");
     assert!(fs::read_to_string(seen.with_extension("stdin")).unwrap().contains("hunter2"));
 
-    let others = tokio::process::Command::new(&bed.ctx.helm.program)
+    let others = tokio::process::Command::new(&bed.helm.program)
         .args(["install", "web", "--namespace", "shop", "--create-namespace", "--kubeconfig"])
-        .arg(&bed.ctx.helm.kubeconfig)
+        .arg(&bed.helm.kubeconfig)
         .arg(&chart)
         .output()
         .await

@@ -95,7 +95,7 @@ async fn the_example_is_applied_and_followed() {
     plane.install_crds().await.unwrap();
     let client = plane.client();
     let helm = Helm { program: programs_dir().unwrap().join("helm"), kubeconfig: plane.kubeconfig() };
-    let ctx = Context { client: client.clone(), helm };
+    let ctx = Context { client: client.clone(), helm: Some(helm) };
     let scratch = tempfile::tempdir().unwrap();
 
     let layers = rendered(scratch.path(), "192.168.200.150");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edge_api::names::{LABEL_LAYER, NAMESPACE};
-use edge_layers::{Context, Helm, Report, apply};
+use edge_layers::{Context, Report, apply};
 use edge_profiles::{Content, Digest, LayerKind, RenderedLayer};
 use edge_tests::ControlPlane;
 use hyper::Request;
@@ -74,11 +74,7 @@ fn layer(name: &str, text: &str, objects: &[&str]) -> RenderedLayer {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_may_be_the_last() {
     let plane = ControlPlane::start().await.unwrap();
-    let whole = Context {
-        client: plane.client(),
-        // No chart is applied here.
-        helm: Helm { program: "/bin/false".into(), kubeconfig: plane.kubeconfig() },
-    };
+    let whole = Context { client: plane.client(), helm: None };
     let first = [layer("a", "1", &["a1", "a2", "moves"]), layer("b", "1", &["b1"]), layer("gone", "1", &["g1", "g2"])];
     // Changed, new, moved, lost objects; a new layer; a vanished one.
     let second =
@@ -105,7 +101,7 @@ async fn every_request_may_be_the_last() {
                 apply(&whole, expect[0].0, &|_| {}).await.unwrap();
                 assert_eq!(objects().await, expect[0].1, "before {cut:?}");
                 let (client, reached) = cut_client(plane.client(), cut);
-                let context = Context { client, helm: whole.helm.clone() };
+                let context = Context { client, helm: None };
                 tokio::select! {
                     result = apply(&context, expect[1].0, &|_| {}) => drop(result.unwrap()),
                     () = reached.notified() => cuts += 1,

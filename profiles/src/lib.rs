@@ -25,5 +25,5 @@ pub use archive::{
 pub use digest::Digest;
 pub use error::Error;
 pub use model::{DEFAULT_TIMEOUT, Layer, LayerKind, PROFILE_FILE, SystemProfile, load};
-pub use render::{Content, RenderContext, RenderedLayer, render};
+pub use render::{Content, RenderContext, RenderedLayer, parse_objects, render, render_objects};
 pub use site::{ProxyProperties, SiteProperties};

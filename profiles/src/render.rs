@@ -75,6 +75,23 @@ pub enum Content {
     Objects(Vec<Value>),
 }
 
+impl RenderedLayer {
+    /// A layer of objects; they get our labels, and those that name no namespace are in `default`.
+    pub fn of_objects(
+        name: &str,
+        profile: &str,
+        version: Option<String>,
+        timeout: Duration,
+        objects: Vec<Value>,
+    ) -> Result<Self, Error> {
+        let content = mark(Content::Objects(objects), name, profile);
+        let namespace = DEFAULT_NAMESPACE.to_owned();
+        let digest = digest(&content, &namespace).map_err(Error::io("hash", Path::new(name)))?;
+        let (name, profile) = (name.to_owned(), profile.to_owned());
+        Ok(Self { name, profile, kind: LayerKind::Manifest, version, namespace, timeout, digest, content })
+    }
+}
+
 // By hand: values and objects may hold credentials (law 5).
 impl fmt::Debug for RenderedLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,38 +172,56 @@ fn merge(base: &mut Value, over: Value) {
 }
 
 fn manifest(layer: &Layer, renderer: &Renderer) -> Result<Vec<Value>, Error> {
-    let mut objects = Vec::new();
+    let mut found = Vec::new();
     for (path, place) in yaml_files(layer)? {
-        for document in yaml::parse(&path, &read_text(&place, &path)?)? {
-            let object = document.render(&path, renderer)?;
-            let line = object.line;
-            let mut add = |value: Value| {
-                let text =
-                    |pointer: &str| value.pointer(pointer).and_then(Value::as_str).is_some_and(|t| !t.is_empty());
-                for (pointer, name) in
-                    [("/apiVersion", "apiVersion"), ("/kind", "kind"), ("/metadata/name", "metadata.name")]
-                {
-                    if !text(pointer) {
-                        return Err(Error::invalid(&*path, line, format!("expected an object with a {name}")));
-                    }
-                }
-                objects.push(value);
-                Ok(())
-            };
-            match object.to_json() {
-                Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
-                    let items = list.remove("items").and_then(|v| match v {
-                        Value::Array(items) => Some(items),
-                        _ => None,
-                    });
-                    items.unwrap_or_default().into_iter().try_for_each(&mut add)?;
-                }
-                value => add(value)?,
-            }
-        }
+        found.extend(objects(&path, &read_text(&place, &path)?, Some(renderer))?);
     }
-    if objects.is_empty() {
+    if found.is_empty() {
         return Err(Error::invalid(layer.path.clone(), 0, "holds no objects in .yaml, .yml or .json files"));
+    }
+    Ok(found)
+}
+
+/// Objects of a YAML text in their order, lists taken apart; `file` is what errors call it.
+///
+/// Every key and text is a template that sees `values` at its root. As in a system profile, each is rendered by itself,
+/// so that no value ends the place it is put in, and a name that is not defined is an error with its line.
+pub fn render_objects(file: &str, text: &str, values: &impl Serialize) -> Result<Vec<Value>, Error> {
+    objects(file, text, Some(&Renderer::new(values)))
+}
+
+/// As [`render_objects`], with every text taken as it is.
+pub fn parse_objects(file: &str, text: &str) -> Result<Vec<Value>, Error> {
+    objects(file, text, None)
+}
+
+fn objects(file: &str, text: &str, renderer: Option<&Renderer>) -> Result<Vec<Value>, Error> {
+    let mut objects = Vec::new();
+    for document in yaml::parse(file, text)? {
+        let object = renderer.map(|renderer| document.render(file, renderer)).transpose()?.unwrap_or(document);
+        let line = object.line;
+        let mut add = |value: Value| {
+            let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).is_some_and(|t| !t.is_empty());
+            for (pointer, name) in
+                [("/apiVersion", "apiVersion"), ("/kind", "kind"), ("/metadata/name", "metadata.name")]
+            {
+                if !text(pointer) {
+                    return Err(Error::invalid(file, line, format!("expected an object with a {name}")));
+                }
+            }
+            objects.push(value);
+            Ok(())
+        };
+        match object.to_json() {
+            Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
+                let items = list.remove("items").and_then(|v| match v {
+                    Value::Array(items) => Some(items),
+                    _ => None,
+                });
+                items.unwrap_or_default().into_iter().try_for_each(&mut add)?;
+            }
+            value => add(value)?,
+        }
     }
     Ok(objects)
 }

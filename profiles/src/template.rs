@@ -62,7 +62,7 @@ impl Renderer {
         let value = expression.eval(self.context.clone()).map_err(|e| explain(&e))?;
         if value.is_undefined() {
             let name = inner.unwrap_or_default().trim();
-            return Err(TemplateError { line_offset: 0, message: format!("`{name}` is undefined at this site") });
+            return Err(TemplateError { line_offset: 0, message: format!("`{name}` is undefined here") });
         }
         serde_json::to_value(&value).map_err(|_| TemplateError {
             line_offset: 0,
@@ -74,7 +74,7 @@ impl Renderer {
 fn explain(error: &minijinja::Error) -> TemplateError {
     let detail = error.detail().unwrap_or_default();
     let message = match error.kind() {
-        ErrorKind::UndefinedError if !detail.is_empty() => format!("{detail} at this site"),
+        ErrorKind::UndefinedError if !detail.is_empty() => format!("{detail} here"),
         kind if detail.is_empty() => kind.to_string(),
         kind => format!("{kind}: {detail}"),
     };

@@ -4,6 +4,7 @@
 pub mod appliance;
 pub mod cluster_api;
 pub mod context;
+pub mod edge_cluster;
 pub mod errors;
 pub mod identity;
 pub mod image;

@@ -69,7 +69,7 @@ impl SystemApplications {
         let helm = Helm { program: world.bundle.join("bin/helm"), kubeconfig: world.paths.kubeconfig() };
         let (sender, mut told) = mpsc::unbounded_channel::<Application>();
         let observer = move |application: Application| drop(sender.send(application));
-        let context = Context { client, helm };
+        let context = Context { client, helm: Some(helm) };
         let mut apply = std::pin::pin!(edge_layers::apply(&context, &layers, &observer));
         let report = loop {
             tokio::select! {

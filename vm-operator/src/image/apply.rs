@@ -116,7 +116,7 @@ pub async fn fetch(
     is_deleted: impl Fn() -> bool,
 ) -> Result<ImageVolume, Error> {
     tracing::info!(volume = layer.volume, bytes = layer.size, "fetching a layer");
-    let mut stream = registry.layer(image, layer).await?;
+    let mut stream = registry.layer(image, &layer.digest, layer.size).await?;
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let incoming = Incoming::new(receiver, progress.clone(), refusal(layer));
     // Made before anything flows: a volume that was there already is not for this transfer to delete.

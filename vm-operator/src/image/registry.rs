@@ -11,7 +11,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use sha2::{Digest as _, Sha256};
 
-use super::validate::{Layer, ValidatedImage};
+use super::validate::ValidatedImage;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// A manifest is small; anything else is not one.
@@ -103,13 +103,8 @@ impl Registry {
     /// The manifest, byte by byte, with its digest checked.
     pub async fn manifest(&self, image: &ValidatedImage) -> Result<Vec<u8>, Error> {
         let ValidatedImage { repository, digest } = image;
-        let reference = self.reference(repository, digest);
-        let (bytes, _) = self
-            .client
-            .pull_manifest_raw(&reference, &self.auth, &[MANIFEST_TYPE])
-            .await
-            .map_err(self.error(format!("read manifest of {repository}@{digest}")))?;
-        let found = sha256(&bytes[..bytes.len().min(MANIFEST_LIMIT)]);
+        let bytes = self.raw_manifest(&self.reference(repository, digest)).await?;
+        let found = sha256(&bytes);
         if found != *digest {
             return Err(Error::Digest {
                 host: self.host.clone(),
@@ -118,18 +113,36 @@ impl Registry {
                 expected: digest.clone(),
             });
         }
-        Ok(bytes.to_vec())
+        Ok(bytes)
+    }
+
+    /// What a tag names now, with its manifest.
+    pub async fn tagged(&self, repository: &str, tag: &str) -> Result<(ValidatedImage, Vec<u8>), Error> {
+        let reference = Reference::with_tag(self.host.clone(), repository.to_owned(), tag.to_owned());
+        let bytes = self.raw_manifest(&reference).await?;
+        Ok((ValidatedImage { repository: repository.to_owned(), digest: sha256(&bytes) }, bytes))
+    }
+
+    async fn raw_manifest(&self, reference: &Reference) -> Result<Vec<u8>, Error> {
+        let pulled = self.client.pull_manifest_raw(reference, &self.auth, &[MANIFEST_TYPE]).await;
+        let name = reference.digest().map_or_else(
+            || format!("{}:{}", reference.repository(), reference.tag().unwrap_or_default()),
+            |digest| format!("{}@{digest}", reference.repository()),
+        );
+        let (bytes, _) = pulled.map_err(self.error(format!("read manifest of {name}")))?;
+        Ok(bytes[..bytes.len().min(MANIFEST_LIMIT)].to_vec())
     }
 
     /// The bytes of a layer. Digest and length are checked by whoever takes them.
     pub async fn layer(
         &self,
         image: &ValidatedImage,
-        layer: &Layer,
+        digest: &str,
+        size: u64,
     ) -> Result<BoxStream<'static, Result<bytes::Bytes, std::io::Error>>, Error> {
         let descriptor = OciDescriptor {
-            digest: layer.digest.clone(),
-            size: layer.size.try_into().unwrap_or(i64::MAX),
+            digest: digest.to_owned(),
+            size: size.try_into().unwrap_or(i64::MAX),
             ..OciDescriptor::default()
         };
         let reference = self.reference(&image.repository, &image.digest);
@@ -138,7 +151,7 @@ impl Registry {
             .client
             .pull_blob_stream(&reference, &descriptor)
             .await
-            .map_err(self.error(format!("read layer {} of {}", layer.digest, image.repository)))?;
+            .map_err(self.error(format!("read layer {digest} of {}", image.repository)))?;
         Ok(stream.boxed())
     }
 }

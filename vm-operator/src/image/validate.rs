@@ -41,9 +41,9 @@ pub enum Invalid {
     /// No JSON, or not a manifest.
     #[error("the manifest cannot be read: {0}")]
     Manifest(String),
-    /// Something else than a VM image.
-    #[error("the artifact is of type {0:?}, not {VM_IMAGE_ARTIFACT}")]
-    Type(String),
+    /// Something else than was asked for.
+    #[error("the artifact is of type {0:?}, not {1}")]
+    Type(String, &'static str),
     /// A layer nobody knows.
     #[error("the image has a layer of unknown type {0:?}")]
     Layer(String),
@@ -85,43 +85,59 @@ struct Manifest {
     layers: Vec<Descriptor>,
 }
 
-#[derive(Deserialize)]
+/// A layer as a manifest has it.
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: String,
+pub struct Descriptor {
+    /// What it is.
+    pub media_type: String,
     digest: String,
     size: i64,
+    /// What else is said of it.
     #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// Digest, `sha256:<hex>`, and bytes, of which there are some.
+    pub fn content(&self) -> Result<(&str, u64), Invalid> {
+        let size = u64::try_from(self.size).ok().filter(|size| *size > 0);
+        match size {
+            Some(size) if is_sha256(&self.digest) => Ok((&self.digest, size)),
+            _ => Err(Invalid::Descriptor(self.digest.clone())),
+        }
+    }
+}
+
+/// Layers of the manifest of an artifact of some type.
+pub fn descriptors(manifest: &[u8], artifact_type: &'static str) -> Result<Vec<Descriptor>, Invalid> {
+    let manifest: Manifest = serde_json::from_slice(manifest).map_err(|error| Invalid::Manifest(error.to_string()))?;
+    let type_ = manifest.artifact_type.unwrap_or_default();
+    if type_ == artifact_type { Ok(manifest.layers) } else { Err(Invalid::Type(type_, artifact_type)) }
 }
 
 /// Checks a manifest whose digest was seen to be right.
 pub fn layers(manifest: &[u8]) -> Result<Vec<Layer>, Invalid> {
-    let manifest: Manifest = serde_json::from_slice(manifest).map_err(|error| Invalid::Manifest(error.to_string()))?;
-    let type_ = manifest.artifact_type.unwrap_or_default();
-    if type_ != VM_IMAGE_ARTIFACT {
-        return Err(Invalid::Type(type_));
-    }
     let mut layers: Vec<Layer> = Vec::new();
-    for Descriptor { media_type, digest, size, annotations } in manifest.layers {
-        let role = match media_type.as_str() {
+    for descriptor in descriptors(manifest, VM_IMAGE_ARTIFACT)? {
+        let role = match descriptor.media_type.as_str() {
             VM_DISK_QCOW2 => VolumeRole::Disk,
             VM_KERNEL => VolumeRole::Kernel,
             VM_INITRD => VolumeRole::Initrd,
-            _ => return Err(Invalid::Layer(media_type)),
+            _ => return Err(Invalid::Layer(descriptor.media_type)),
         };
         if layers.iter().any(|l| l.role == role) {
             return Err(Invalid::Twice(role));
         }
-        let size = u64::try_from(size).ok().filter(|size| *size > 0);
-        let (Some(size), true) = (size, is_sha256(&digest)) else { return Err(Invalid::Descriptor(digest)) };
-        let virtual_size = match annotations.get(ANNOTATION_VIRTUAL_SIZE) {
+        let (digest, size) = descriptor.content()?;
+        let virtual_size = match descriptor.annotations.get(ANNOTATION_VIRTUAL_SIZE) {
             Some(text) if role == VolumeRole::Disk => {
-                Some(text.parse().map_err(|_| Invalid::Descriptor(digest.clone()))?)
+                Some(text.parse().map_err(|_| Invalid::Descriptor(digest.to_owned()))?)
             }
             _ => None,
         };
-        layers.push(Layer { role, volume: identity::image_volume(&digest), digest, size, virtual_size });
+        let (volume, digest) = (identity::image_volume(digest), digest.to_owned());
+        layers.push(Layer { role, volume, digest, size, virtual_size });
     }
     let has = |role| layers.iter().any(|l| l.role == role);
     if !has(VolumeRole::Disk) && !has(VolumeRole::Kernel) {
