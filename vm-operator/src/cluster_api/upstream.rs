@@ -4,7 +4,7 @@
 use edge_api::cluster_api::ApiEndpoint;
 use edge_api::condition::Condition;
 use kube::CustomResource;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What a `Cluster` should be.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, Serialize)]
@@ -53,6 +53,9 @@ pub struct ClusterStatus {
     /// How far its first provisioning has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initialization: Option<ClusterInitialization>,
+    /// `TopologyReconciled` alone.
+    #[serde(default, deserialize_with = "conditions_of_interest", skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 /// How far a cluster's first provisioning has come.
@@ -66,7 +69,14 @@ pub struct ClusterInitialization {
 
 /// What a `Machine` should be.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, Serialize)]
-#[kube(group = "cluster.x-k8s.io", version = "v1beta2", kind = "Machine", namespaced, schema = "disabled")]
+#[kube(
+    group = "cluster.x-k8s.io",
+    version = "v1beta2",
+    kind = "Machine",
+    namespaced,
+    status = "MachineStatus",
+    schema = "disabled"
+)]
 #[serde(rename_all = "camelCase")]
 pub struct MachineSpec {
     /// Its cluster.
@@ -87,6 +97,27 @@ pub struct Bootstrap {
     /// Secret with the data, once it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_secret_name: Option<String>,
+}
+
+/// What became of a `Machine`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineStatus {
+    /// Its node, once it has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_ref: Option<Named>,
+    /// `BootstrapConfigReady`, `NodeHealthy` and `Deleting` alone.
+    #[serde(default, deserialize_with = "conditions_of_interest", skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Conditions that somebody here asks for. There are a dozen more on each machine, and thousands of machines in a cache.
+fn conditions_of_interest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Condition>, D::Error> {
+    const ASKED_FOR: [&str; 4] = ["TopologyReconciled", "BootstrapConfigReady", "NodeHealthy", "Deleting"];
+    let mut conditions = Vec::<Condition>::deserialize(deserializer)?;
+    conditions.retain(|condition| ASKED_FOR.contains(&condition.type_.as_str()));
+    conditions.shrink_to_fit();
+    Ok(conditions)
 }
 
 /// What an `IPAddressClaim` asks for.

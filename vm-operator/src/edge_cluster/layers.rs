@@ -123,7 +123,7 @@ impl Runner {
             }
             return;
         }
-        let (uid, states) = (wanted.uid.clone(), begin(&wanted.layers, &[], &[]));
+        let (uid, states) = (wanted.uid.clone(), pending(&wanted.layers));
         let span = tracing::info_span!("layers", cluster = wanted.facts.name);
         let (sender, receiver) = watch::channel(Arc::new(wanted));
         clusters.insert(uid, Kept { wanted: sender, states });
@@ -146,6 +146,11 @@ impl Drop for Runner {
         // Tasks hold what is shared: without this they would hold each other.
         self.shared.clusters.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+/// The states of layers that nobody has begun with.
+pub fn pending(layers: &[ResolvedLayer]) -> Vec<Application> {
+    begin(layers, &[], &[])
 }
 
 /// The states before a pass: what was ready and has not changed stays so until there is news of it.
