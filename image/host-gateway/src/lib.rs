@@ -1,0 +1,17 @@
+//! The pod network of a workload cluster: a DaemonSet whose pod runs on every node, in the node's own network.
+//!
+//! ```text
+//! own Node: podCIDR ─────────────────► conflist: the bridge cni0, addresses of the podCIDR
+//! other Nodes: podCIDR, InternalIP ──► routes: a podCIDR via its node, so nodes share a subnet
+//! pod network of the cluster ────────► masquerade: what leaves it takes the node's address
+//! ```
+//!
+//! Every pass finds out what is there and writes what differs. It comes after each change of a Node or of the routing
+//! table, and at the latest after [`run::RESYNC`]. Nothing is remembered from one start to the next: routes of ours
+//! carry a routing protocol of our own.
+
+pub mod conflist;
+pub mod masquerade;
+pub mod plan;
+pub mod routes;
+pub mod run;

@@ -1,0 +1,155 @@
+//! Routes and masquerading in network namespaces of the test's own, with packets. Needs root.
+
+use std::fs::File;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::process::Command;
+use std::time::Duration;
+
+use host_gateway::plan::{Changes, Routes};
+use host_gateway::{masquerade, routes};
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace; gone with the last that holds it.
+struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Self {
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            Self(File::open("/proc/thread-self/ns/net").unwrap())
+        });
+        let namespace = made.join().unwrap();
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// One with the subnet 192.0.2.0/24, alone in it.
+    fn with_subnet() -> Self {
+        let namespace = Self::new();
+        namespace.connect(("eth0", "192.0.2.1/24"), &namespace, ("peer", "198.18.0.1/32"));
+        namespace
+    }
+
+    /// Works inside, on a thread of its own.
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
+    }
+
+    fn run<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> T {
+        self.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(work())
+        })
+    }
+
+    fn ip(&self, arguments: &str) {
+        let run = || Command::new("ip").args(arguments.split(' ')).output().unwrap();
+        let output = self.enter(run);
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A cable from here to there, each end with its name and address.
+    fn connect(&self, (name, address): (&str, &str), there: &Self, (peer, peer_address): (&str, &str)) {
+        let namespace = format!("/proc/{}/fd/{}", std::process::id(), there.0.as_raw_fd());
+        self.ip(&format!("link add {name} type veth peer name {peer} netns {namespace}"));
+        for (side, name, address) in [(self, name, address), (there, peer, peer_address)] {
+            side.ip(&format!("address add {address} dev {name}"));
+            side.ip(&format!("link set {name} up"));
+        }
+    }
+
+    fn socket(&self, address: &str) -> UdpSocket {
+        self.enter(|| UdpSocket::bind(address).unwrap())
+    }
+}
+
+fn routes(list: &[(&str, &str)]) -> Routes {
+    list.iter().map(|(net, via)| (net.parse().unwrap(), via.parse().unwrap())).collect()
+}
+
+/// Who a packet between two sockets comes from, for the one that gets it.
+fn seen(from: &UdpSocket, to: &UdpSocket, address: &str) -> Ipv4Addr {
+    to.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    from.send_to(b"hello", address).unwrap();
+    match to.recv_from(&mut [0; 16]).unwrap_or_else(|error| panic!("nothing arrives at {address}: {error}")).1 {
+        SocketAddr::V4(source) => *source.ip(),
+        other @ SocketAddr::V6(_) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn only_routes_of_ours_change_and_one_out_of_reach_keeps_none_back() {
+    let node = Namespace::with_subnet();
+    node.ip("route add 10.9.0.0/16 via 192.0.2.9");
+    node.run(|| async {
+        let (table, _changes) = routes::Table::open().unwrap();
+        let both = routes(&[("10.240.1.0/24", "192.0.2.2"), ("10.240.2.0/24", "192.0.2.3")]);
+        assert_eq!(table.ensure(&both).await.unwrap().set, both);
+        assert_eq!(table.ours().await.unwrap(), both);
+        assert_eq!(table.ensure(&both).await.unwrap(), Changes::default());
+
+        let moved = routes(&[("10.240.2.0/24", "192.0.2.7"), ("10.240.3.0/24", "198.51.100.1")]);
+        let error = table.ensure(&moved).await.unwrap_err().to_string();
+        assert!(error.contains("10.240.3.0/24 via 198.51.100.1"), "{error}");
+        assert_eq!(table.ours().await.unwrap(), routes(&[("10.240.2.0/24", "192.0.2.7")]));
+
+        table.ensure(&Routes::new()).await.unwrap();
+        assert_eq!(table.ours().await.unwrap(), Routes::new());
+    });
+    // Somebody else's; adding it once more fails.
+    let again = || Command::new("ip").args(["route", "add", "10.9.0.0/16", "via", "192.0.2.9"]).output().unwrap();
+    assert!(!node.enter(again).status.success());
+}
+
+#[test]
+fn a_route_that_somebody_removes_is_news() {
+    let node = Namespace::with_subnet();
+    node.run(|| async {
+        let (table, mut news) = routes::Table::open().unwrap();
+        let wanted = routes(&[("10.240.1.0/24", "192.0.2.2")]);
+        let mut next = async || {
+            let next = futures::StreamExt::next(&mut news);
+            tokio::time::timeout(Duration::from_secs(10), next).await.unwrap()
+        };
+        table.ensure(&wanted).await.unwrap();
+        assert_eq!(next().await, Some(()));
+        let removed = Command::new("ip").args(["route", "del", "10.240.1.0/24"]).status().unwrap();
+        assert!(removed.success());
+        assert_eq!(next().await, Some(()));
+        assert_eq!(table.ensure(&wanted).await.unwrap().set, wanted);
+    });
+}
+
+#[test]
+fn pods_keep_their_address_among_themselves_and_have_their_nodes_outside() {
+    let [a, b, pod_a, pod_b] = std::array::from_fn(|_| Namespace::new());
+    a.connect(("eth0", "192.0.2.1/24"), &b, ("eth0", "192.0.2.2/24"));
+    a.connect(("cni0", "10.240.0.1/24"), &pod_a, ("eth0", "10.240.0.2/24"));
+    b.connect(("cni0", "10.240.1.1/24"), &pod_b, ("eth0", "10.240.1.2/24"));
+    pod_a.ip("route add default via 10.240.0.1");
+    pod_b.ip("route add default via 10.240.1.1");
+    for (node, to) in [(&a, ("10.240.1.0/24", "192.0.2.2")), (&b, ("10.240.0.0/24", "192.0.2.1"))] {
+        node.run(|| async {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            let (table, _changes) = routes::Table::open().unwrap();
+            table.ensure(&routes(&[to])).await.unwrap();
+            let pod_network = "10.240.0.0/16".parse().unwrap();
+            assert!(masquerade::ensure(pod_network).await.unwrap());
+            assert!(!masquerade::ensure(pod_network).await.unwrap());
+            assert!(masquerade::ensure("10.240.0.0/12".parse().unwrap()).await.unwrap());
+            assert!(masquerade::ensure(pod_network).await.unwrap());
+        });
+    }
+    let (from, to) = (pod_a.socket("10.240.0.2:0"), pod_b.socket("10.240.1.2:7000"));
+    assert_eq!(seen(&from, &to, "10.240.1.2:7000"), Ipv4Addr::new(10, 240, 0, 2));
+    let outside = b.socket("192.0.2.2:7000");
+    assert_eq!(seen(&from, &outside, "192.0.2.2:7000"), Ipv4Addr::new(192, 0, 2, 1));
+    let node = a.socket("192.0.2.1:0");
+    assert_eq!(seen(&node, &to, "10.240.1.2:7000"), Ipv4Addr::new(192, 0, 2, 1));
+}
