@@ -71,7 +71,7 @@ pub struct Artifact {
     pub size: u64,
     /// What it is for.
     pub kind: ArtifactKind,
-    /// True where it goes into the local registry (the node image and install manifests do not).
+    /// True where it goes into the local registry (the node image and Cluster API's install manifests do not).
     pub registry: bool,
     /// Where it came from: Go module and version, or Debian suite and packages.
     pub source: String,
@@ -87,6 +87,7 @@ pub enum ArtifactKind {
     Container,
     /// A VM image, artifact type [`VM_IMAGE_ARTIFACT`].
     Vm,
-    /// Install manifests for the agent, artifact type [`MANIFESTS_ARTIFACT`]; not in the local registry.
+    /// Install manifests, artifact type [`MANIFESTS_ARTIFACT`]: Cluster API's for the agent, others for the layers of
+    /// workload clusters.
     Manifests,
 }

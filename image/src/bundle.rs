@@ -9,13 +9,30 @@ use crate::cache::Key;
 use crate::containers::{self, Built};
 use crate::oci::{Layout, link, sha256_file, verify_blob};
 use crate::pins::{CLUSTER_GROUPS, DEBIAN, groups, kubernetes_version, source_of};
-use crate::{cluster_images, kubernetes_guest, manifests, node, process, programs, router_image, tiny};
+use crate::{add_ons, cluster_images, kubernetes_guest, manifests, node, process, programs, router_image, tiny};
 
 /// Programs that the agent, or who looks after it, runs on the host.
 const HOST_PROGRAMS: &[&str] = &["clusterctl", "helm", "kind", "kubectl"];
 
 /// What goes into the layout.
-type Parts = Vec<(ArtifactKind, Built)>;
+struct Part {
+    kind: ArtifactKind,
+    /// Whether it goes into the local registry.
+    registry: bool,
+    built: Built,
+}
+
+impl Part {
+    /// For the local registry.
+    fn published(kind: ArtifactKind, built: Built) -> Self {
+        Self { kind, registry: true, built }
+    }
+
+    /// For the agent alone.
+    fn kept(kind: ArtifactKind, built: Built) -> Self {
+        Self { kind, registry: false, built }
+    }
+}
 
 /// Digest over all pins, hexadecimal SHA-256.
 fn pins_digest() -> String {
@@ -34,11 +51,11 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
     // Go on one lane, Debian and cargo on the other: never more than two heavy jobs at once.
     let ((programs, mut parts), debian) = two_lanes(|| go_lane(context), || debian_lane(context))?;
     parts.extend(debian);
-    parts.push((ArtifactKind::Container, containers::registry(context)?));
-    parts.push((ArtifactKind::Node, node::ensure(context)?));
-    parts.push((ArtifactKind::Vm, kubernetes_guest::ensure(context)?));
+    parts.push(Part::published(ArtifactKind::Container, containers::registry(context)?));
+    parts.push(Part::kept(ArtifactKind::Node, node::ensure(context)?));
+    parts.push(Part::published(ArtifactKind::Vm, kubernetes_guest::ensure(context)?));
     let layout = |built: &Built| format!("{}={:?}", built.name, built.layout.file_name());
-    let mut layouts: Vec<_> = parts.iter().map(|(_, built)| layout(built)).collect();
+    let mut layouts: Vec<_> = parts.iter().map(|part| layout(&part.built)).collect();
     layouts.sort();
     let key = Key::new("bundle")
         .with("recipe", include_str!("bundle.rs"))
@@ -55,7 +72,7 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
 }
 
 /// The host's programs, and what is made of Go programs alone.
-fn go_lane(context: &Context) -> Result<(Vec<PathBuf>, Parts)> {
+fn go_lane(context: &Context) -> Result<(Vec<PathBuf>, Vec<Part>)> {
     let mut folders = vec![programs::ensure(context)?];
     for group in CLUSTER_GROUPS {
         folders.push(programs::ensure_group(context, group)?);
@@ -63,22 +80,27 @@ fn go_lane(context: &Context) -> Result<(Vec<PathBuf>, Parts)> {
     let found = |name: &&str| folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
     let missing = |name: &str| Error::Mismatch(format!("no group of the pins has {name}"));
     let programs = HOST_PROGRAMS.iter().map(|name| found(name).ok_or_else(|| missing(name))).collect::<Result<_>>()?;
-    let mut parts = vec![(ArtifactKind::Manifests, manifests::ensure(context)?)];
-    parts.extend(cluster_images::ensure(context)?.into_iter().map(|built| (ArtifactKind::Container, built)));
+    let mut parts = vec![Part::kept(ArtifactKind::Manifests, manifests::ensure(context)?)];
+    let published = |kind| move |built| Part::published(kind, built);
+    parts.extend(add_ons::ensure(context)?.into_iter().map(published(ArtifactKind::Manifests)));
+    parts.extend(cluster_images::ensure(context)?.into_iter().map(published(ArtifactKind::Container)));
     Ok((programs, parts))
 }
 
 /// What needs no Go program.
-fn debian_lane(context: &Context) -> Result<Parts> {
+fn debian_lane(context: &Context) -> Result<Vec<Part>> {
     let operator = containers::operator(context)?;
+    let host_gateway = cluster_images::host_gateway(context)?;
     let router = router_image::ensure(context)?;
     let tiny = tiny::ensure(context)?;
     let web = containers::web(context)?;
     let busybox = cluster_images::busybox(context)?;
     node::ensure_base_layer(context)?;
     kubernetes_guest::ensure_tree(context)?;
-    let (container, vm) = (ArtifactKind::Container, ArtifactKind::Vm);
-    Ok(vec![(container, operator), (vm, router), (vm, tiny), (container, web), (container, busybox)])
+    let containers =
+        [operator, host_gateway, web, busybox].map(|built| Part::published(ArtifactKind::Container, built));
+    let machines = [router, tiny].map(|built| Part::published(ArtifactKind::Vm, built));
+    Ok(containers.into_iter().chain(machines).collect())
 }
 
 /// Runs both at once. When one fails the other is stopped, and the failure that came first is reported.
@@ -106,10 +128,10 @@ fn two_lanes<A: Send, B: Send>(
     }
 }
 
-fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &[PathBuf]) -> Result<Index> {
+fn assemble(staging: &Path, parts: &[Part], programs: &[PathBuf]) -> Result<Index> {
     let mut layout = Layout::create(staging)?;
     let mut artifacts = Vec::new();
-    for (kind, built) in parts {
+    for Part { kind, registry, built } in parts {
         let from = Layout::open(&built.layout)?;
         let image = from.image(&built.name)?.clone();
         layout.adopt(&from, &image)?;
@@ -118,7 +140,7 @@ fn assemble(staging: &Path, parts: &[(ArtifactKind, Built)], programs: &[PathBuf
             digest: image.digest.clone(),
             size: from.parts(&image)?.iter().map(|part| part.size).sum(),
             kind: *kind,
-            registry: matches!(kind, ArtifactKind::Container | ArtifactKind::Vm),
+            registry: *registry,
             source: built.source.clone(),
         });
     }
@@ -203,7 +225,7 @@ mod tests {
         layout.put_image("example.io/a:1", &[layer], &json!({})).unwrap();
         layout.finish().unwrap();
         let built = Built { name: "example.io/a:1".into(), layout: from, source: "test".into() };
-        let index = assemble(&bundle, &[(ArtifactKind::Container, built)], &host).unwrap();
+        let index = assemble(&bundle, &[Part::published(ArtifactKind::Container, built)], &host).unwrap();
         write_json(&bundle.join(INDEX_FILE), &index).unwrap();
         verify(&bundle).unwrap();
 

@@ -1,14 +1,15 @@
 //! Container images of workload clusters: Cluster API's managers for the system cluster, and what layers run in the
-//! clusters themselves. Each is one static program, under the name that upstream's manifests have for it.
+//! clusters themselves. Each is one static program under the name that upstream's manifests have for it, but for two of
+//! our own: busybox, and the pod network.
 
 use serde_json::json;
 
 use crate::build::{Context, Error, Result};
 use crate::cache::Key;
 use crate::containers::{Built, ensure_container_base, put_layer};
-use crate::debian;
+use crate::debian::{self, link_base};
 use crate::layer::Tree;
-use crate::oci::{Layout, io_at};
+use crate::oci::{Layout, io_at, sha256_file};
 use crate::pins::{DEBIAN, Group, group};
 use crate::process::Tool;
 use crate::programs;
@@ -85,7 +86,17 @@ const IMAGES: &[Image] = &[
 /// Name of the image of busybox: `/bin/sh` and every applet, for instance for local-path-provisioner's helper pods.
 pub const BUSYBOX: &str = "pcg-edge.io/busybox:1";
 
-/// All of them.
+/// Name of the image of the pod network.
+pub const HOST_GATEWAY: &str = "pcg-edge.io/host-gateway:1";
+
+/// Full references of all that is in this module.
+pub fn names() -> Vec<String> {
+    let tagged =
+        |image: &Image| format!("{}:{}", image.repository, group(image.group).map_or("unknown", Group::version));
+    IMAGES.iter().map(tagged).chain([BUSYBOX, HOST_GATEWAY].map(str::to_owned)).collect()
+}
+
+/// The images of foreign programs.
 pub fn ensure(context: &Context) -> Result<Vec<Built>> {
     IMAGES.iter().map(|image| ensure_image(context, image)).collect()
 }
@@ -155,6 +166,29 @@ pub fn busybox(context: &Context) -> Result<Built> {
         Ok(())
     })?;
     Ok(Built { name: BUSYBOX.to_owned(), layout, source: format!("Debian {}: busybox-static", DEBIAN.suite) })
+}
+
+/// The image of the pod network, from the binary that cargo builds now. On the Debian layer for its `nft`; kube-proxy's
+/// image has the same layer, so a node has it already.
+pub fn host_gateway(context: &Context) -> Result<Built> {
+    let binary = context.own_program("host-gateway", "host-gateway")?;
+    let base_key = debian::key("base-container", &DEBIAN.container).finish();
+    let (digest, _) = sha256_file(&binary)?;
+    let key = Key::new("host-gateway").with("binary", digest).with("format", FORMAT).with("base", base_key).finish();
+    let base = ensure_container_base(context)?;
+    let layout = context.artifact("host-gateway", &key, 1, |staging, task| {
+        task.step("layer");
+        let mut tree = Tree::default();
+        tree.program("usr/local/bin/host-gateway", binary.clone());
+        let mut layout = Layout::create(staging)?;
+        link_base(&base, &layout)?;
+        let layer = put_layer(&layout, &tree)?;
+        let config = json!({"Entrypoint": ["/usr/local/bin/host-gateway"], "Env": ["PATH=/usr/sbin:/usr/bin"]});
+        layout.put_image(HOST_GATEWAY, &[base.layer.clone(), layer], &config)?;
+        Ok(layout.finish()?)
+    })?;
+    let source = format!("host-gateway {} on {}", env!("CARGO_PKG_VERSION"), DEBIAN.source(&DEBIAN.container));
+    Ok(Built { name: HOST_GATEWAY.to_owned(), layout, source })
 }
 
 #[cfg(test)]

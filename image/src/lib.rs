@@ -6,13 +6,14 @@
 //!           │                      └─► guest ──┤
 //!           └─► registry, example-web ─────────┤
 //! cluster programs ─► images, manifests ───────┼─► bundle
-//! container base ─► vm-operator, busybox ──────┤
+//! container base ─► our programs, busybox ─────┤
 //! guest tree ─┬─► router ──────────────────────┤
 //!             └─► tiny ────────────────────────┘
 //! ```
 //!
 //! Every artifact is a folder in the [`cache`], named by the digest of all that it is made from.
 
+pub mod add_ons;
 pub mod build;
 pub mod bundle;
 pub mod cache;

@@ -7,9 +7,11 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
+use edge_image::containers::Built;
 use edge_image::progress::Progress;
 use edge_image::{
-    bundle, cluster_images, containers, kubernetes_guest, manifests, node, process, programs, router_image, tiny,
+    add_ons, bundle, cluster_images, containers, kubernetes_guest, manifests, node, process, programs, router_image,
+    tiny,
 };
 
 /// Builds the images of a PCG-Edge appliance from pinned Go modules and Debian packages.
@@ -32,7 +34,8 @@ enum Command {
         /// Root of the Cargo workspace; by default the one around the current folder.
         #[arg(long)]
         workspace: Option<PathBuf>,
-        /// Folder with `vm-operator` and `site-router`, already built in release mode; otherwise cargo builds them.
+        /// Folder with `host-gateway`, `site-router` and `vm-operator`, already built in release mode; otherwise cargo builds
+        /// them.
         #[arg(long)]
         own_programs: Option<PathBuf>,
     },
@@ -46,7 +49,7 @@ enum Artifact {
     Node,
     /// The container images of the bundle, each an OCI image layout.
     Containers,
-    /// Cluster API's install manifests: an artifact with one layer per file.
+    /// The install manifests, each an artifact with one layer per file: Cluster API's, and those of clusters' layers.
     Manifests,
     /// The Kubernetes guest's VM image: kernel, initial RAM disk and disk.
     Guest,
@@ -86,20 +89,30 @@ fn run(cli: Cli) -> Result<()> {
         Artifact::Router => router_image::ensure(&context)?.layout,
         Artifact::Tiny => tiny::ensure(&context)?.layout,
         Artifact::Guest => kubernetes_guest::ensure(&context)?.layout,
-        Artifact::Manifests => manifests::ensure(&context)?.layout,
         Artifact::Bundle => bundle::ensure(&context)?,
         Artifact::Containers => {
             let mut images = cluster_images::ensure(&context)?;
             images.push(cluster_images::busybox(&context)?);
+            images.push(cluster_images::host_gateway(&context)?);
             images.extend(containers::ensure(&context)?);
-            for image in &images {
-                println!("{} {}", image.name, image.layout.display());
-            }
-            images.last().map(|image| image.layout.clone()).unwrap_or_default()
+            show(&images)
+        }
+        Artifact::Manifests => {
+            let mut manifests = add_ons::ensure(&context)?;
+            manifests.push(manifests::ensure(&context)?);
+            show(&manifests)
         }
     };
     println!("{}", path.display());
     Ok(())
+}
+
+/// Prints every name with its path; the last path is the one to print last.
+fn show(built: &[Built]) -> PathBuf {
+    for one in built {
+        println!("{} {}", one.name, one.layout.display());
+    }
+    built.last().map(|one| one.layout.clone()).unwrap_or_default()
 }
 
 /// The workspace that cargo runs us in, else the one around the current folder.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use edge_api::bundle::{ANNOTATION_TITLE, MANIFESTS_ARTIFACT, MANIFESTS_YAML};
 
-use crate::build::{Context, Error, Result, mkdir, write};
+use crate::build::{Context, Error, Result, mkdir};
 use crate::cache::Key;
 use crate::containers::Built;
 use crate::oci::{Layout, io_at};
@@ -77,11 +77,8 @@ pub fn ensure(context: &Context) -> Result<Built> {
         let mut layers = Vec::new();
         for (file, folder) in FILES {
             task.step(file);
-            let kustomize = Tool::new(kubectl.display().to_string(), "").arg("kustomize");
-            let rendered = kustomize.arg(dir.join(folder).join("config/default")).output()?;
-            let path = scratch.join(file);
-            write(&path, rendered)?;
-            layers.push(layout.put_file(MANIFESTS_YAML, &path)?.annotated(ANNOTATION_TITLE, file));
+            let text = kustomize(&kubectl, &dir.join(folder).join("config/default"))?;
+            layers.push(layout.put(MANIFESTS_YAML, text.as_bytes())?.annotated(ANNOTATION_TITLE, file));
         }
         for (file, name, parts) in PLAIN {
             task.step(file);
@@ -93,9 +90,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
                 text.push_str(if part.starts_with("---\n") { "" } else { "---\n" });
                 text.push_str(&part);
             }
-            let path = scratch.join(file);
-            write(&path, text)?;
-            layers.push(layout.put_file(MANIFESTS_YAML, &path)?.annotated(ANNOTATION_TITLE, file));
+            layers.push(layout.put(MANIFESTS_YAML, text.as_bytes())?.annotated(ANNOTATION_TITLE, file));
         }
         layout.put_artifact(&name(), MANIFESTS_ARTIFACT, &layers)?;
         layout.finish()?;
@@ -104,8 +99,13 @@ pub fn ensure(context: &Context) -> Result<Built> {
     Ok(built(layout))
 }
 
+/// A kustomization's objects as YAML.
+pub(crate) fn kustomize(kubectl: &Path, dir: &Path) -> Result<String> {
+    Ok(Tool::new(kubectl.display().to_string(), "").arg("kustomize").arg(dir).output()?)
+}
+
 /// Where the pinned module lies. Downloads nothing where its programs were built.
-fn module_dir(group: &Group, scratch: &Path) -> Result<PathBuf> {
+pub(crate) fn module_dir(group: &Group, scratch: &Path) -> Result<PathBuf> {
     let module = Module::create(group, scratch.join(group.name))?;
     let text = module.go().args(["mod", "download", "-json", group.module]).output()?;
     let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();

@@ -10,7 +10,7 @@ use crate::command::{command, last_line, run};
 use crate::workspace::{cargo, root, target};
 
 /// Packages whose programs run on a host, built in one go so that they share their dependencies.
-const PACKAGES: &[&str] = &["edge-agent", "edge-tui", "edge-image", "site-router", "vm-operator"];
+const PACKAGES: &[&str] = &["edge-agent", "edge-tui", "edge-image", "host-gateway", "site-router", "vm-operator"];
 
 /// Builds our programs; returns the folder they lie in.
 pub fn programs() -> Result<PathBuf> {

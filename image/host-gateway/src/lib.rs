@@ -1,4 +1,4 @@
-//! The pod network of a workload cluster: a DaemonSet whose pod runs on every node, in the node's own network.
+//! The pod network of a workload cluster: one pod on every node (`DaemonSet`), in the node's own network.
 //!
 //! ```text
 //! own Node: podCIDR ─────────────────► conflist: the bridge cni0, addresses of the podCIDR

@@ -33,10 +33,11 @@ pub struct Table {
 }
 
 impl Table {
-    /// Opens it. The stream says that something in it changed, whoever did it, and ends with the connection.
+    /// Opens it. The stream says that somebody else changed something in it or in the node's addresses (with which the
+    /// kernel removes routes in silence), and ends with the connection.
     pub fn open() -> Result<(Self, impl Stream<Item = ()> + Unpin + use<>), Error> {
         let (connection, handle, messages) =
-            new_multicast_connection(&[MulticastGroup::Ipv4Route]).map_err(Error::Open)?;
+            new_multicast_connection(&[MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Ifaddr]).map_err(Error::Open)?;
         tokio::spawn(connection);
         Ok((Self { handle }, messages.map(drop)))
     }

@@ -21,7 +21,7 @@ use crate::plan::{Changes, Plan, plan};
 use crate::{conflist, masquerade, routes};
 
 /// How long a node's network may differ from what it should be before somebody looks, where nothing says that it does.
-pub const RESYNC: Duration = Duration::from_secs(60);
+pub const RESYNC: Duration = Duration::from_mins(1);
 /// After a pass that did not succeed.
 const RETRY: Duration = Duration::from_secs(5);
 
