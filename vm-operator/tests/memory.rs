@@ -99,6 +99,7 @@ fn test_driver() -> Result<u64> {
             },
             accelerator: Accelerator::Other("test".to_owned()),
             vcpus: 1,
+            cpu_set: None,
             memory_mib: 256,
             kernel: None,
             disks: vec![Disk { path: format!("/pool/{volume}"), kind: DiskKind::Data, serial: "root".to_owned() }],

@@ -25,6 +25,8 @@ pub struct Domain {
     pub accelerator: Accelerator,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// Host CPUs that they may use; all where absent.
+    pub cpu_set: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u64,
     /// Direct kernel boot; otherwise the first disk's own loader.
@@ -126,6 +128,7 @@ impl Domain {
             marks,
             accelerator,
             vcpus,
+            cpu_set,
             memory_mib,
             kernel,
             disks,
@@ -154,7 +157,7 @@ impl Domain {
             .child(text("title", title))
             .child(element("metadata").child(marks.element()))
             .child(text("memory", memory_mib.to_string()).attr("unit", "MiB"))
-            .child(text("vcpu", vcpus.to_string()).attr("placement", "static"))
+            .child(text("vcpu", vcpus.to_string()).attr("placement", "static").attr_opt("cpuset", cpu_set.as_deref()))
             .child(os)
             .child(element("features").child(element("acpi")).child(element("apic")))
             .children(cpu.map(|mode| element("cpu").attr("mode", mode).attr("check", "none")))
@@ -340,6 +343,7 @@ mod tests {
             },
             accelerator,
             vcpus: 2,
+            cpu_set: Some("0-1,3".into()),
             memory_mib: 512,
             kernel: Some(Kernel {
                 kernel: "/p/k".into(),

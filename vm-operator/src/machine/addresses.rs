@@ -7,7 +7,8 @@ use edge_api::virtual_machine::GuestAddress;
 use super::validate::Nic;
 use crate::libvirt::FoundAddress;
 
-/// Sorts what was found by interface; loopback, link-local and unknown interfaces are left out.
+/// Sorts what was found by interface; loopback, link-local and unknown interfaces are left out. Within an interface, one
+/// without a subnet comes last: it is not the guest's own, but moves between guests.
 pub fn sort(found: &[FoundAddress], interfaces: &[Nic]) -> Vec<GuestAddress> {
     let mut addresses = Vec::new();
     for nic in interfaces {
@@ -17,7 +18,7 @@ pub fn sort(found: &[FoundAddress], interfaces: &[Nic]) -> Vec<GuestAddress> {
             .filter_map(|f| Some((f.ip.parse::<IpAddr>().ok()?, f.prefix)))
             .filter(|(ip, _)| is_useful(*ip))
             .collect();
-        own.sort_by_key(|(ip, _)| (ip.is_ipv6(), *ip));
+        own.sort_by_key(|(ip, prefix)| (ip.is_ipv4() && *prefix == 32, ip.is_ipv6(), *ip));
         own.dedup();
         addresses.extend(own.into_iter().map(|(ip, prefix)| GuestAddress {
             network: nic.network.clone(),
@@ -49,6 +50,7 @@ mod tests {
             mac: mac.into(),
         };
         let found = |mac: &str, ip: &str| FoundAddress { mac: mac.into(), ip: ip.into(), prefix: 24 };
+        let shared = FoundAddress { prefix: 32, ..found("m1", "10.0.0.1") };
         let found = [
             found("m2", "10.0.1.2"),
             found("m2", "127.0.0.1"),
@@ -56,9 +58,10 @@ mod tests {
             found("m1", "fd00::1"),
             found("m1", "10.0.0.2"),
             found("other", "172.17.0.1"),
+            shared,
         ];
         let sorted = sort(&found, &[nic("wan", "m1"), nic("lan", "m2")]);
         let texts: Vec<String> = sorted.iter().map(|a| format!("{} {}", a.network, a.ip)).collect();
-        assert_eq!(texts, ["wan 10.0.0.2", "wan fd00::1", "lan 10.0.1.2"]);
+        assert_eq!(texts, ["wan 10.0.0.2", "wan fd00::1", "wan 10.0.0.1", "lan 10.0.1.2"]);
     }
 }

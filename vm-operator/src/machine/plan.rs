@@ -426,6 +426,7 @@ pub fn domain(
         },
         accelerator: accelerator.clone(),
         vcpus: definition.vcpus,
+        cpu_set: definition.cpu_set.clone(),
         memory_mib: definition.memory_mib,
         kernel,
         disks,

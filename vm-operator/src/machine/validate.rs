@@ -54,6 +54,9 @@ pub struct ValidatedMachine {
 pub struct Definition {
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// Host CPUs that they may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_set: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u64,
     /// Kernel command line.
@@ -186,6 +189,19 @@ pub enum Invalid {
         /// There.
         has: u32,
     },
+    /// A CPU that the host does not have.
+    #[error("cpuSet {set:?} names CPU {cpu}, the host has 0 to {}", .has.saturating_sub(1))]
+    CpuNotFound {
+        /// Asked for.
+        set: String,
+        /// The first that is not there.
+        cpu: u32,
+        /// How many there are.
+        has: u32,
+    },
+    /// No set of CPUs.
+    #[error("cpuSet {0:?} is not of the form 0-3,6 with each range rising")]
+    CpuSet(String),
     /// The overlay would cut the image off.
     #[error("rootDisk.sizeGiB is {asked}, the image needs {needs}")]
     DiskTooSmall {
@@ -226,8 +242,10 @@ impl Invalid {
             Self::NetworkNotFound { .. } => "NetworkNotFound",
             Self::InsufficientMemory { .. } => "InsufficientMemory",
             Self::InsufficientCpus { .. } => "InsufficientCpus",
+            Self::CpuNotFound { .. } => "CpuNotFound",
             Self::DiskTooSmall { .. } => "DiskTooSmall",
             Self::Id(_)
+            | Self::CpuSet(_)
             | Self::DuplicateDisk(_)
             | Self::DuplicateMac(_)
             | Self::Mac(_)
@@ -265,7 +283,7 @@ pub fn validate(
         appliance: _,
         power_state,
         vcpus,
-        cpu_set: _,
+        cpu_set,
         memory_mib,
         image: _,
         kernel_args,
@@ -286,6 +304,9 @@ pub fn validate(
         if vcpus > cpus {
             return Err(Invalid::InsufficientCpus { asked: *vcpus, has: *cpus });
         }
+    }
+    if let Some(set) = cpu_set {
+        check_cpu_set(set, host.map(|host| host.cpus))?;
     }
     let volumes = image.clone().unwrap_or_default();
     check_kernel_args(kernel_args.as_deref(), volumes.kernel.is_some())?;
@@ -314,6 +335,7 @@ pub fn validate(
         config_pool: disks.first().map_or_else(|| appliance.image_pool.clone(), |d| d.pool.clone()),
         definition: Definition {
             vcpus: *vcpus,
+            cpu_set: cpu_set.clone(),
             memory_mib: *memory_mib,
             kernel_args: kernel_args.clone(),
             kernel: volumes.kernel,
@@ -330,6 +352,23 @@ pub fn validate(
         seed,
         config,
     })
+}
+
+/// A set as `0-3,6`. `cpus` is how many the host has, where that is known.
+fn check_cpu_set(set: &str, cpus: Option<u32>) -> Result<(), Invalid> {
+    let malformed = || Invalid::CpuSet(set.to_owned());
+    for part in set.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) =
+            (first.parse().map_err(|_| malformed())?, last.parse().map_err(|_| malformed())?);
+        if first > last {
+            return Err(malformed());
+        }
+        if let Some(has) = cpus.filter(|has| last >= *has) {
+            return Err(Invalid::CpuNotFound { set: set.to_owned(), cpu: first.max(has), has });
+        }
+    }
+    Ok(())
 }
 
 fn check_kernel_args(args: Option<&str>, has_kernel: bool) -> Result<(), Invalid> {
@@ -454,14 +493,30 @@ pub(crate) mod tests {
         assert_eq!(plain, digest(|s| s.root_disk.as_mut().unwrap().size_gib = None));
         assert_eq!(plain, digest(|s| s.data_disks[0].size_gib = 9));
         assert_ne!(plain, digest(|s| s.vcpus = 2));
+        assert_ne!(plain, digest(|s| s.cpu_set = Some("0".into())));
         assert_ne!(plain, digest(|s| s.interfaces.truncate(1)));
         assert_eq!(plain.len(), 64);
     }
 
     #[test]
+    fn a_cpu_set_names_cpus_of_the_host() {
+        let with = |set: &str| {
+            let mut spec = spec();
+            spec.cpu_set = Some(set.into());
+            check(&spec).map(|valid| valid.definition.cpu_set)
+        };
+        assert_eq!(with("0-1,0").unwrap().as_deref(), Some("0-1,0"));
+        assert_eq!(with("0,1-9").unwrap_err().to_string(), "cpuSet \"0,1-9\" names CPU 2, the host has 0 to 1");
+        assert_eq!(with("7").unwrap_err().to_string(), "cpuSet \"7\" names CPU 7, the host has 0 to 1");
+    }
+
+    #[test]
     fn each_reason() {
         type Edit = fn(&mut VirtualMachineSpec);
-        let cases: [(&str, Edit); 9] = [
+        let cases: [(&str, Edit); 12] = [
+            ("CpuNotFound", |s| s.cpu_set = Some("0,1-2".into())),
+            ("Invalid", |s| s.cpu_set = Some("1-0".into())),
+            ("Invalid", |s| s.cpu_set = Some("0,".into())),
             ("PoolNotFound", |s| s.root_disk.as_mut().unwrap().pool = "x".into()),
             ("PoolNotFound", |s| s.data_disks[0].pool = "x".into()),
             ("NetworkNotFound", |s| s.interfaces[0].network = "x".into()),
