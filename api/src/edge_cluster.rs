@@ -22,6 +22,8 @@ use crate::condition::Condition;
     status = "EdgeClusterStatus",
     shortname = "ec",
     category = "pcg-edge",
+    label("clusterctl.cluster.x-k8s.io", ""),
+    label("clusterctl.cluster.x-k8s.io/move-hierarchy", ""),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes"),

@@ -18,6 +18,7 @@ use crate::condition::Condition;
     category = "pcg-edge",
     label("cluster.x-k8s.io/v1beta2", "v1alpha1"),
     label("clusterctl.cluster.x-k8s.io", ""),
+    label("clusterctl.cluster.x-k8s.io/move", ""),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
     printcolumn(name = "Used", type_ = "integer", json_path = ".status.used"),
     printcolumn(name = "Total", type_ = "integer", json_path = ".status.total"),

@@ -16,6 +16,7 @@ use crate::condition::Condition;
     status = "VirtualMachineStatus",
     shortname = "vm",
     category = "pcg-edge",
+    label("clusterctl.cluster.x-k8s.io", ""),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),

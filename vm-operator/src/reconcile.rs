@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_api::cluster_api::{ANNOTATION_DELETE_FOR_MOVE, ANNOTATION_PAUSED};
 use edge_api::names::FINALIZER;
 use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams};
@@ -73,6 +74,9 @@ pub async fn reconcile<K: Reconcile>(
     context: Arc<Context>,
 ) -> Result<Next, Error<K::Failure>> {
     let Ok(object) = &guard.0 else { return Ok(Next::await_change()) };
+    if object.annotations().contains_key(ANNOTATION_PAUSED) || is_moved(object) {
+        return Ok(Next::await_change());
+    }
     context.synced().await;
     let next = finalizer(&context.api::<K>(), FINALIZER, Arc::new(object.clone()), |event| async {
         match event {
@@ -90,6 +94,12 @@ pub async fn reconcile<K: Reconcile>(
     .map_err(of_finalizer)?;
     context.backoff.reset(&key(object));
     Ok(next)
+}
+
+/// Whether an object only leaves this API server: what was made for it belongs to its copy on another one, and is not
+/// to be removed.
+pub fn is_moved(object: &impl kube::Resource) -> bool {
+    object.meta().deletion_timestamp.is_some() && object.annotations().contains_key(ANNOTATION_DELETE_FOR_MOVE)
 }
 
 fn of_finalizer<F: std::error::Error>(error: finalizer::Error<Error<F>>) -> Error<F> {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use edge_api::cluster_api::ANNOTATION_PAUSED;
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Secret;
@@ -179,8 +180,9 @@ async fn control<K: Reconcile>(
     });
     let stop = stop.clone();
     // Its own status writes do not wake a controller: a failure would be tried again at once instead of with back-off.
-    let touched =
-        touched.predicate_filter(predicates::generation.combine(predicates::finalizers), PredicateConfig::default());
+    let paused = |guard: &DeserializeGuard<K>| Some(u64::from(guard.annotations().contains_key(ANNOTATION_PAUSED)));
+    let of_interest = predicates::generation.combine(predicates::finalizers).combine(paused);
+    let touched = touched.predicate_filter(of_interest, PredicateConfig::default());
     Controller::for_stream(touched, reader)
         // Bursts of events about one object are one reconcile.
         .with_config(Config::default().debounce(Duration::from_millis(100)).concurrency(8))

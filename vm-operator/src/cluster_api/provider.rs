@@ -22,7 +22,7 @@ use tokio::sync::{Mutex, OnceCell, mpsc};
 
 use super::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 use crate::context::{self, Context};
-use crate::reconcile::Error;
+use crate::reconcile::{Error, is_moved};
 use crate::status::FIELD_MANAGER;
 
 /// Value of the watch-filter label by which an object is ours; one without the label is ours too.
@@ -89,6 +89,9 @@ pub trait Provide:
 pub async fn reconcile<K: Provide>(guard: Arc<Guarded<K>>, provider: Arc<Provider>) -> Result<Next, Error> {
     let Ok(object) = &guard.0 else { return Ok(Next::await_change()) };
     if object.labels().get(LABEL_WATCH_FILTER).is_some_and(|value| value != WATCH_FILTER) {
+        return Ok(Next::await_change());
+    }
+    if is_moved(object) {
         return Ok(Next::await_change());
     }
     provider.synced().await;

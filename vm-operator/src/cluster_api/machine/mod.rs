@@ -2,6 +2,7 @@
 
 pub mod cleanup;
 pub mod node;
+pub mod pause;
 pub mod reconcile;
 pub mod seed;
 pub mod status;

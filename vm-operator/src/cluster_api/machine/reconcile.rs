@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::cleanup;
 use super::node::{self, Registry, VirtualAddress};
+use super::pause;
 use super::seed::{self, Address, Nic};
 use super::status::{self, Findings, Made, made_at};
 use crate::cluster_api::cluster::reconcile::cluster_name;
@@ -69,7 +70,9 @@ impl Provide for LibvirtMachine {
         let machine = owner_machine.and_then(|o| provider.get(&provider.stores.owner_machines, &o.name));
         let cluster = machine.as_ref().map(|m| m.spec.cluster_name.as_str()).or_else(|| cluster_label(&self.metadata));
         let cluster = cluster.and_then(|name| provider.get(&provider.stores.owner_clusters, name));
-        if is_paused(cluster.as_ref(), &self.metadata) {
+        let paused = is_paused(cluster.as_ref(), &self.metadata);
+        pause::pass_on(self, paused, provider).await?;
+        if paused {
             publish(&provider.context, self, |old, generation| {
                 let mut new = old.clone();
                 Finding::paused(true).put(&mut new.conditions, "Paused", generation);
