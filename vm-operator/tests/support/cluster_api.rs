@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use edge_api::bundle::MANIFESTS_ARTIFACT;
+use edge_api::cluster_api::LABEL_CLUSTERCTL;
 use edge_tests::wait::Seen;
 use edge_tests::{ControlPlane, eventually};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -115,6 +117,43 @@ impl Drop for Core {
     }
 }
 
+/// Serves every kind of the bundle and ours, with clusterctl's inventory of our provider.
+///
+/// # Errors
+/// The bundle lacks a kind.
+pub async fn install_all(client: &Client) -> Result<()> {
+    serve(client, real()?).await?;
+    let kind = GroupVersionKind::gvk("clusterctl.cluster.x-k8s.io", "v1alpha3", "Provider");
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), super::NAMESPACE, &ApiResource::from_gvk(&kind));
+    let entry = json!({
+        "apiVersion": kind.api_version(), "kind": kind.kind,
+        "metadata": { "name": "infrastructure-libvirt", "labels": { LABEL_CLUSTERCTL: "" } },
+        "providerName": "libvirt", "type": "InfrastructureProvider", "version": "v0.1.0",
+    });
+    api.create(&PostParams::default(), &serde_json::from_value(entry)?).await.context("clusterctl's inventory")?;
+    Ok(())
+}
+
+/// What `clusterctl` says of a control plane, in the operator's namespace.
+///
+/// # Errors
+/// It did not succeed; then with what it wrote.
+pub fn clusterctl(plane: &ControlPlane, arguments: &[&str]) -> Result<String> {
+    let bundle = std::env::var_os("PCG_EDGE_BUNDLE").map(PathBuf::from).context("PCG_EDGE_BUNDLE is not set")?;
+    let out = Command::new(bundle.join("bin/clusterctl"))
+        .args(arguments)
+        .args(["--namespace", super::NAMESPACE, "--kubeconfig"])
+        .arg(plane.kubeconfig())
+        .env("CLUSTERCTL_DISABLE_VERSIONCHECK", "true")
+        .env("XDG_CONFIG_HOME", plane.dir())
+        .env("HOME", plane.dir())
+        .output()
+        .context("clusterctl")?;
+    let (told, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    anyhow::ensure!(out.status.success(), "clusterctl {arguments:?}: {}\n{told}{said}", out.status);
+    Ok(format!("{told}{said}"))
+}
+
 /// User as which the manager acts.
 const MANAGER: &str = "system:serviceaccount:capi-system:capi-manager";
 
@@ -213,6 +252,8 @@ fn real() -> Result<Vec<Value>> {
     let definitions = documents()?.into_iter().filter(|d| d["kind"] == "CustomResourceDefinition");
     let without_conversion = |mut definition: Value| {
         definition["spec"]["conversion"] = json!({ "strategy": "None" });
+        // As the agent does, for clusterctl.
+        definition["metadata"]["labels"][LABEL_CLUSTERCTL] = json!("");
         definition
     };
     Ok(definitions.filter(of_cluster_api).map(without_conversion).collect())

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod cluster_api;
+pub mod objects;
 pub mod registry;
 pub mod relay;
 
