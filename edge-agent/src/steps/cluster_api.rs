@@ -1,6 +1,6 @@
 //! Step `cluster-api`: Cluster API's three managers from the bundle (D2), with certificates of the appliance's own
-//! authority, what its tooling looks for, and the one `ClusterClass` that clusters are made from. Ready means that the
-//! managers' webhooks answer and that Cluster API has taken the class.
+//! authority, what its tooling looks for, and what clusters are made from: the one `ClusterClass`, and the profiles of
+//! the library. Ready means that the managers' webhooks answer and that Cluster API has taken the class.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,8 @@ const INFRASTRUCTURE: Provider = Provider {
 /// Files with definitions that Cluster API's tooling looks for.
 const TOOLING: [&str; 2] = ["inventory.yaml", "cert-manager.yaml"];
 /// What clusters are made from.
-const SHIPPED: [&str; 1] = [include_str!("../../../deploy/cluster-class.yaml")];
+const SHIPPED: [&str; 2] =
+    [include_str!("../../../deploy/cluster-class.yaml"), include_str!("../../../profiles/library/edge.yaml")];
 /// Largest file that is read.
 const FILE_LIMIT: u64 = 16 << 20;
 /// Longest wait for a manager's pod, its pull included.
@@ -287,6 +288,8 @@ async fn answers(run: &Run, client: &kube::Client, object: &Value) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use edge_api::ClusterProfile;
+
     use super::*;
 
     #[test]
@@ -301,6 +304,11 @@ mod tests {
         for template in ["LibvirtClusterTemplate", "LibvirtMachineTemplate"] {
             assert!(name_of(template).is_some(), "{template}");
         }
+        let library = std::fs::read_dir("../profiles/library").unwrap().map(|entry| entry.unwrap().path());
+        let library: Vec<_> = library.filter(|p| p.extension().is_some_and(|e| e == "yaml")).collect();
+        let profiles = objects.iter().filter(|o| o["kind"] == "ClusterProfile").cloned();
+        let profiles: Vec<ClusterProfile> = profiles.map(|p| serde_json::from_value(p).unwrap()).collect();
+        assert_eq!(profiles.len(), library.len(), "every profile of the library is shipped");
     }
 
     #[test]
