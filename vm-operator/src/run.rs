@@ -237,6 +237,7 @@ fn appliance_touched(context: &Context, triggers: &Triggers, touched: &Site) {
 
 fn image_touched(context: &Context, triggers: &Triggers, touched: &Image) {
     let name = touched.name_any();
+    tell_provider(triggers, Touched::Image(name.clone()));
     wake_machines(context, triggers, |m| m.spec.image.as_deref() == Some(&name));
     if let Ok(image) = &touched.0 {
         wake_deleting_appliance(context, triggers, &image.spec.appliance);

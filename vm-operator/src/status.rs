@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use edge_api::appliance::ApplianceStatus;
 use edge_api::condition::{self, Condition, ConditionStatus};
+use edge_api::edge_cluster::EdgeClusterStatus;
 use edge_api::ip_pool::IPPoolStatus;
 use edge_api::libvirt_cluster::LibvirtClusterStatus;
 use edge_api::libvirt_machine::LibvirtMachineStatus;
@@ -139,6 +140,7 @@ macro_rules! conditions {
 
 conditions!(
     ApplianceStatus,
+    EdgeClusterStatus,
     IPAddressClaimStatus,
     IPPoolStatus,
     LibvirtClusterStatus,
@@ -227,7 +229,7 @@ fn is_step(reason: &str) -> bool {
 }
 
 /// Reasons that are steps of the normal way.
-const WAITING: [&str; 9] = [
+const WAITING: [&str; 12] = [
     "Connecting",
     "Preparing",
     "Downloading",
@@ -235,6 +237,9 @@ const WAITING: [&str; 9] = [
     "ShuttingDown",
     "Restarting",
     "Deleting",
+    "Pending",
+    "Provisioning",
+    "Updating",
     "ImageNotReady",
     "ApplianceNotReady",
 ];

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edge_api::cluster_api::{ANNOTATION_PAUSED, LABEL_CLUSTER, LABEL_WATCH_FILTER};
 use edge_api::condition::{self, Condition, ConditionStatus};
-use edge_api::{IPPool, LibvirtCluster, LibvirtMachine};
+use edge_api::{ClusterProfile, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Patch, PatchParams};
@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, OnceCell, mpsc};
 
 use super::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 use crate::context::{self, Context};
+use crate::edge_cluster::layers::Runner;
 use crate::reconcile::{Error, is_moved};
 use crate::status::FIELD_MANAGER;
 
@@ -47,6 +48,10 @@ pub struct Stores {
     pub owner_clusters: Store<Guarded<Cluster>>,
     /// Cluster API's machines.
     pub owner_machines: Store<Guarded<Machine>>,
+    /// What people want.
+    pub edge_clusters: Store<Guarded<EdgeCluster>>,
+    /// Of which layers.
+    pub profiles: Store<Guarded<ClusterProfile>>,
 }
 
 /// Sends of the trigger channels.
@@ -59,6 +64,8 @@ pub struct Triggers {
     pub clusters: mpsc::UnboundedSender<ObjectRef<Guarded<LibvirtCluster>>>,
     /// Machines to look at.
     pub machines: mpsc::UnboundedSender<ObjectRef<Guarded<LibvirtMachine>>>,
+    /// Clusters that people want to look at.
+    pub edge_clusters: mpsc::UnboundedSender<ObjectRef<Guarded<EdgeCluster>>>,
 }
 
 /// Everything the provider's reconcilers share.
@@ -75,6 +82,10 @@ pub struct Provider {
     pub allocating: Mutex<()>,
     /// Held while endpoints are compared and virtual router IDs allocated.
     pub endpoints: Mutex<()>,
+    /// Held while images of clusters are made or found to be unused.
+    pub images: Mutex<()>,
+    /// Keeps the layers of clusters.
+    pub layers: Runner,
 }
 
 /// A kind that the provider reconciles. Unlike other kinds it may be paused, in which case nothing is written but that.
@@ -104,7 +115,17 @@ impl Provider {
     /// Waits until every cache is filled: before that, what is missing in one may well exist.
     pub async fn synced(&self) {
         self.context.synced().await;
-        let Stores { pools, claims, addresses, clusters, machines, owner_clusters, owner_machines } = &self.stores;
+        let Stores {
+            pools,
+            claims,
+            addresses,
+            clusters,
+            machines,
+            owner_clusters,
+            owner_machines,
+            edge_clusters,
+            profiles,
+        } = &self.stores;
         let look = || async {
             let all = async {
                 tokio::join!(
@@ -114,7 +135,9 @@ impl Provider {
                     clusters.wait_until_ready(),
                     machines.wait_until_ready(),
                     owner_clusters.wait_until_ready(),
-                    owner_machines.wait_until_ready()
+                    owner_machines.wait_until_ready(),
+                    edge_clusters.wait_until_ready(),
+                    profiles.wait_until_ready()
                 )
             };
             // A store wakes only who asked last: whoever waits here looks again by itself.

@@ -7,6 +7,7 @@
 //!  IPAddress ─────► IPPool, its claim; when it goes, every claim of its pool that waits
 //!  IPAddressClaim, VirtualMachine, Secret ──► LibvirtMachine
 //!  LibvirtMachine, LibvirtCluster ──► LibvirtClusters that wait; LibvirtCluster ──► IPPool
+//!  every one of them, ClusterProfile, VirtualMachineImage ──► the EdgeCluster that it belongs to
 //! ```
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_api::names::{GROUP, VERSION};
-use edge_api::{IPPool, LibvirtCluster, LibvirtMachine, cluster_api, condition};
+use edge_api::{ClusterProfile, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, cluster_api, condition};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store, store};
@@ -28,6 +29,8 @@ use super::pool::claim::{cluster_of, is_waiting};
 use super::provider::{Guarded, Provide, Provider, Stores, Triggers, cluster_label, list, owner, reconcile};
 use super::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 use crate::context::Context;
+use crate::edge_cluster::layers::Runner;
+use crate::edge_cluster::run as edge;
 use crate::reconcile::after;
 use crate::run::watch;
 
@@ -38,6 +41,8 @@ pub enum Touched {
     Appliance(String),
     /// A `VirtualMachine`.
     VirtualMachine(String),
+    /// A `VirtualMachineImage`.
+    Image(String),
     /// A Secret.
     Secret(String),
 }
@@ -45,7 +50,7 @@ pub enum Touched {
 /// Kinds that must be served.
 fn kinds() -> [(String, &'static [&'static str]); 4] {
     [
-        (format!("{GROUP}/{VERSION}"), &["ippools"]),
+        (format!("{GROUP}/{VERSION}"), &["clusterprofiles", "edgeclusters", "ippools"]),
         (format!("{}/{VERSION}", cluster_api::GROUP), &["libvirtclusters", "libvirtmachines"]),
         ("cluster.x-k8s.io/v1beta2".to_owned(), &["clusters", "machines"]),
         ("ipam.cluster.x-k8s.io/v1beta2".to_owned(), &["ipaddressclaims", "ipaddresses"]),
@@ -105,33 +110,57 @@ pub async fn run(context: Arc<Context>, mut touched: mpsc::UnboundedReceiver<Tou
     let (machines, machine_writer) = store();
     let (owner_clusters, owner_cluster_writer) = store();
     let (owner_machines, owner_machine_writer) = store();
+    let (edge_clusters, edge_cluster_writer) = store();
+    let (profiles, profile_writer) = store();
     let (pool_triggers, pools_wanted) = mpsc::unbounded_channel();
     let (claim_triggers, claims_wanted) = mpsc::unbounded_channel();
     let (cluster_triggers, clusters_wanted) = mpsc::unbounded_channel();
     let (machine_triggers, machines_wanted) = mpsc::unbounded_channel();
+    let (edge_triggers, edge_clusters_wanted) = mpsc::unbounded_channel();
+    let (wake_layered, of_namespace, resync) = (edge_triggers.clone(), namespace.clone(), context.times.resync);
+    let layers = Runner::new(resync, move |name| {
+        let _ending = wake_layered.send(ObjectRef::new(name).within(&of_namespace));
+    });
     let provider = Arc::new(Provider {
         context,
-        stores: Stores { pools, claims, addresses, clusters, machines, owner_clusters, owner_machines },
+        stores: Stores {
+            pools,
+            claims,
+            addresses,
+            clusters,
+            machines,
+            owner_clusters,
+            owner_machines,
+            edge_clusters,
+            profiles,
+        },
         filled: OnceCell::new(),
         triggers: Triggers {
             pools: pool_triggers,
             claims: claim_triggers,
             clusters: cluster_triggers,
             machines: machine_triggers,
+            edge_clusters: edge_triggers,
         },
         allocating: Mutex::default(),
         endpoints: Mutex::default(),
+        images: Mutex::default(),
+        layers,
     });
     let pools = seen(watch::<IPPool>(&client, &namespace, pool_writer), &provider, pool_touched);
     let claims = seen(watch::<IPAddressClaim>(&client, &namespace, claim_writer), &provider, claim_touched);
     let addresses = seen(watch::<IPAddress>(&client, &namespace, address_writer), &provider, address_touched);
     let clusters = seen(watch::<LibvirtCluster>(&client, &namespace, cluster_writer), &provider, cluster_touched);
     let machines = seen(watch::<LibvirtMachine>(&client, &namespace, machine_writer), &provider, machine_touched);
-    // Of these only a few fields matter, and Cluster API writes their status all the time.
-    let owner_clusters = watch::<Cluster>(&client, &namespace, owner_cluster_writer)
+    let edge_clusters = seen(watch(&client, &namespace, edge_cluster_writer), &provider, edge::cluster_touched);
+    let profiles = seen(watch(&client, &namespace, profile_writer), &provider, edge::profile_touched);
+    // Of these only a few fields matter to infrastructure, and Cluster API writes their status all the time.
+    let owner_clusters = watch::<Cluster>(&client, &namespace, owner_cluster_writer);
+    let owner_clusters = seen(owner_clusters, &provider, edge::owner_cluster_touched)
         .predicate_filter(cluster_facts, PredicateConfig::default());
     let owner_clusters = seen(owner_clusters, &provider, owner_cluster_touched);
-    let owner_machines = watch::<Machine>(&client, &namespace, owner_machine_writer)
+    let owner_machines = watch::<Machine>(&client, &namespace, owner_machine_writer);
+    let owner_machines = seen(owner_machines, &provider, edge::owner_machine_touched)
         .predicate_filter(machine_facts, PredicateConfig::default());
     let owner_machines = seen(owner_machines, &provider, owner_machine_touched);
     let stores = &provider.stores;
@@ -140,7 +169,8 @@ pub async fn run(context: Arc<Context>, mut touched: mpsc::UnboundedReceiver<Tou
             control(pools, stores.pools.clone(), pools_wanted, &stop, &provider),
             control(claims, stores.claims.clone(), claims_wanted, &stop, &provider),
             control(clusters, stores.clusters.clone(), clusters_wanted, &stop, &provider),
-            control(machines, stores.machines.clone(), machines_wanted, &stop, &provider)
+            control(machines, stores.machines.clone(), machines_wanted, &stop, &provider),
+            control::<EdgeCluster>(edge_clusters, stores.edge_clusters.clone(), edge_clusters_wanted, &stop, &provider)
         );
     });
     let followers = Box::pin(async {
@@ -148,6 +178,7 @@ pub async fn run(context: Arc<Context>, mut touched: mpsc::UnboundedReceiver<Tou
             addresses.for_each(|_| async {}),
             owner_clusters.for_each(|_| async {}),
             owner_machines.for_each(|_| async {}),
+            profiles.for_each(|_: Result<Guarded<ClusterProfile>, _>| async {}),
             async {
                 while let Some(touched) = touched.recv().await {
                     other_touched(&provider, &touched);
@@ -287,6 +318,7 @@ fn is_of_pool(claim: &IPAddressClaim, pool: &str) -> bool {
 }
 
 fn pool_touched(provider: &Provider, pool: &IPPool) {
+    edge::pool_touched(provider);
     let name = pool.name_any();
     wake_claims(provider, |claim| is_waiting(claim) && is_of_pool(claim, &name));
     wake_clusters(provider, is_stuck);
@@ -304,6 +336,7 @@ fn address_touched(provider: &Provider, address: &IPAddress) {
 }
 
 fn claim_touched(provider: &Provider, claim: &IPAddressClaim) {
+    edge::wake_named(provider, cluster_of(claim));
     let owners = claim.metadata.owner_references.as_deref().unwrap_or_default();
     for owner in owners.iter().filter(|o| o.kind == LibvirtMachine::kind(&())) {
         provider.wake(&provider.triggers.machines, &owner.name);
@@ -311,6 +344,7 @@ fn claim_touched(provider: &Provider, claim: &IPAddressClaim) {
 }
 
 fn cluster_touched(provider: &Provider, cluster: &LibvirtCluster) {
+    edge::wake_named(provider, cluster_name(cluster));
     let uid = cluster.uid();
     wake_clusters(provider, |other| other.uid() != uid && is_stuck(other));
     // An endpoint is no address that a pool could give out.
@@ -326,6 +360,7 @@ fn cluster_touched(provider: &Provider, cluster: &LibvirtCluster) {
 
 fn machine_touched(provider: &Provider, machine: &LibvirtMachine) {
     let cluster = cluster_label(&machine.metadata);
+    edge::wake_named(provider, cluster);
     wake_clusters(provider, |c| c.metadata.deletion_timestamp.is_some() && cluster_name(c) == cluster);
 }
 
@@ -347,7 +382,9 @@ fn owner_machine_touched(provider: &Provider, machine: &Machine) {
 }
 
 fn other_touched(provider: &Provider, touched: &Touched) {
+    edge::other_touched(provider, touched);
     match touched {
+        Touched::Image(_) => {}
         Touched::Appliance(name) => {
             wake_clusters(provider, |c| c.spec.appliance == *name);
             wake_machines(provider, |m| m.spec.appliance == *name);

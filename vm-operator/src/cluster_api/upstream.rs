@@ -5,6 +5,7 @@ use edge_api::cluster_api::ApiEndpoint;
 use edge_api::condition::Condition;
 use kube::CustomResource;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// What a `Cluster` should be.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, Serialize)]
@@ -24,6 +25,24 @@ pub struct ClusterSpec {
     /// Where its API server answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_endpoint: Option<PartialEndpoint>,
+    /// Addresses of pods and services, as they were written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_network: Option<Value>,
+    /// What its class is given, as it was written and defaulted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Value>,
+}
+
+impl ClusterSpec {
+    /// Kubernetes version that the whole cluster shall have, for instance `v1.36.3`.
+    pub fn version(&self) -> Option<&str> {
+        self.topology.as_ref()?.get("version")?.as_str()
+    }
+
+    /// Machines that the control plane shall have.
+    pub fn control_plane_replicas(&self) -> Option<u64> {
+        self.topology.as_ref()?.pointer("/controlPlane/replicas")?.as_u64()
+    }
 }
 
 /// An endpoint as Cluster API has it: each part may still be missing.
@@ -53,9 +72,54 @@ pub struct ClusterStatus {
     /// How far its first provisioning has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initialization: Option<ClusterInitialization>,
-    /// `TopologyReconciled` alone.
+    /// `metadata.generation` that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Available` and `TopologyReconciled` alone.
     #[serde(default, deserialize_with = "conditions_of_interest", skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// Machines of the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<Replicas>,
+    /// Workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<Replicas>,
+}
+
+/// Machines of a part of a cluster, counted. A number that is absent is not known yet.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replicas {
+    /// Wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired_replicas: Option<u32>,
+    /// There, in whatever state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
+    /// Made of what is wanted now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to_date_replicas: Option<u32>,
+    /// Ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<u32>,
+    /// Kubernetes versions that they have.
+    #[serde(default)]
+    pub versions: Vec<ReplicaVersion>,
+}
+
+impl Replicas {
+    /// Whether exactly so many are there, each ready and made of what is wanted now.
+    pub fn are_all(&self, wanted: u32) -> bool {
+        let Self { desired_replicas, replicas, up_to_date_replicas, ready_replicas, versions: _ } = self;
+        [desired_replicas, replicas, up_to_date_replicas, ready_replicas].iter().all(|n| n.unwrap_or(0) == wanted)
+    }
+}
+
+/// A Kubernetes version that machines have.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ReplicaVersion {
+    /// It, for instance `v1.36.3`.
+    pub version: String,
 }
 
 /// How far a cluster's first provisioning has come.
@@ -65,6 +129,9 @@ pub struct ClusterInitialization {
     /// Whether its infrastructure is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure_provisioned: Option<bool>,
+    /// Whether its API server has answered once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane_initialized: Option<bool>,
 }
 
 /// What a `Machine` should be.
@@ -113,7 +180,7 @@ pub struct MachineStatus {
 
 /// Conditions that somebody here asks for. There are a dozen more on each machine, and thousands of machines in a cache.
 fn conditions_of_interest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Condition>, D::Error> {
-    const ASKED_FOR: [&str; 4] = ["TopologyReconciled", "BootstrapConfigReady", "NodeHealthy", "Deleting"];
+    const ASKED_FOR: [&str; 5] = ["Available", "TopologyReconciled", "BootstrapConfigReady", "NodeHealthy", "Deleting"];
     let mut conditions = Vec::<Condition>::deserialize(deserializer)?;
     conditions.retain(|condition| ASKED_FOR.contains(&condition.type_.as_str()));
     conditions.shrink_to_fit();

@@ -1,9 +1,25 @@
 //! `EdgeCluster`: what a profile and pools of machines become, which is one Cluster API `Cluster` and the layers in it.
+//!
+//! ```text
+//!  ClusterProfile ─┐
+//!  EdgeCluster ────┴─► check ──► VirtualMachineImage kubernetes-v<version>      from the appliance's registry
+//!                        │  └──► Cluster of class pcg-edge-v1                   everything else is Cluster API's
+//!                        ├─────► IPAddressClaim <cluster>-lb-<n>                addresses of services
+//!                        └─────► layers, once the cluster answers
+//! ```
 
+pub mod addresses;
 pub mod artifact;
+pub mod image;
 pub mod layers;
 pub mod profile;
+pub mod reconcile;
+pub mod remove;
+pub mod run;
+pub mod status;
 pub mod tasks;
+pub mod topology;
+pub mod validate;
 
 use std::fmt;
 

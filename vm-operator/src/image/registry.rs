@@ -6,6 +6,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Secret;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -36,7 +37,7 @@ pub enum Error {
         /// What was to be done.
         what: String,
         /// The client's error.
-        source: Box<oci_client::errors::OciDistributionError>,
+        source: Box<OciDistributionError>,
     },
     /// What came is not what was asked for.
     #[error("registry {host}: manifest of {repository} has digest {found}, not {expected}")]
@@ -95,7 +96,7 @@ impl Registry {
         Reference::with_digest(self.host.clone(), repository.to_owned(), digest.to_owned())
     }
 
-    fn error(&self, what: String) -> impl FnOnce(oci_client::errors::OciDistributionError) -> Error {
+    fn error(&self, what: String) -> impl FnOnce(OciDistributionError) -> Error {
         let host = self.host.clone();
         move |source| Error::Registry { host, what, source: Box::new(source) }
     }
@@ -133,6 +134,19 @@ impl Registry {
         Ok(bytes[..bytes.len().min(MANIFEST_LIMIT)].to_vec())
     }
 
+    /// Tags of a repository, sorted; none where there is no such repository.
+    pub async fn tags(&self, repository: &str) -> Result<Vec<String>, Error> {
+        let reference = Reference::with_tag(self.host.clone(), repository.to_owned(), "latest".to_owned());
+        match self.client.list_tags(&reference, &self.auth, None, None).await {
+            Ok(mut found) => {
+                found.tags.sort();
+                Ok(found.tags)
+            }
+            Err(error) if is_unknown_name(&error) => Ok(Vec::new()),
+            Err(error) => Err(self.error(format!("list the tags of {repository}"))(error)),
+        }
+    }
+
     /// The bytes of a layer. Digest and length are checked by whoever takes them.
     pub async fn layer(
         &self,
@@ -153,6 +167,16 @@ impl Registry {
             .await
             .map_err(self.error(format!("read layer {digest} of {}", image.repository)))?;
         Ok(stream.boxed())
+    }
+}
+
+fn is_unknown_name(error: &OciDistributionError) -> bool {
+    match error {
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.iter().any(|error| error.code == OciErrorCode::NameUnknown)
+        }
+        OciDistributionError::ServerError { code, .. } => *code == 404,
+        _ => false,
     }
 }
 

@@ -92,6 +92,16 @@ impl Running {
 
     /// Pushes a VM image of these layers (media type, bytes, annotations); gives its artifact reference.
     pub async fn push(&self, repository: &str, layers: &[(&str, Vec<u8>, Value)]) -> Result<String> {
+        self.push_as(repository, None, layers).await
+    }
+
+    /// Like [`push`](Self::push), with a tag.
+    pub async fn push_as(
+        &self,
+        repository: &str,
+        tag: Option<&str>,
+        layers: &[(&str, Vec<u8>, Value)],
+    ) -> Result<String> {
         let empty = b"{}".to_vec();
         let mut descriptors = Vec::new();
         let reference = Reference::with_tag(self.host(), repository.to_owned(), "latest".to_owned());
@@ -115,9 +125,12 @@ impl Running {
         .to_string()
         .into_bytes();
         let digest = digest(&manifest);
-        let by_digest = Reference::with_digest(self.host(), repository.to_owned(), digest.clone());
+        let name = match tag {
+            Some(tag) => Reference::with_tag(self.host(), repository.to_owned(), tag.to_owned()),
+            None => Reference::with_digest(self.host(), repository.to_owned(), digest.clone()),
+        };
         let media_type = "application/vnd.oci.image.manifest.v1+json".parse()?;
-        self.client.push_manifest_raw(&by_digest, manifest, media_type).await?;
+        self.client.push_manifest_raw(&name, manifest, media_type).await?;
         Ok(format!("{repository}@{digest}"))
     }
 

@@ -148,11 +148,12 @@ async fn ensure(
     }
 }
 
-fn claimant(object: &LibvirtCluster) -> Claimant {
+/// An object as one that wants an address.
+pub fn claimant(object: &LibvirtCluster) -> Claimant {
     let made = object.metadata.creation_timestamp.as_ref().map(|t| t.0.as_second()).unwrap_or_default();
     let initialization = object.status.as_ref().and_then(|s| s.initialization.as_ref());
     Claimant {
-        name: object.name_any(),
+        name: cluster_name(object).map_or_else(|| object.name_any(), ToOwned::to_owned),
         host: object.spec.control_plane_endpoint.as_ref().map(|e| e.host.clone()),
         router_id: object.spec.virtual_router_id,
         provisioned: initialization.and_then(|i| i.provisioned) == Some(true),

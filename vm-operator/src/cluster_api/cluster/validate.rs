@@ -12,7 +12,7 @@ use crate::cluster_api::pool::allocate::ValidatedPool;
 /// One of the clusters of an appliance's network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Claimant {
-    /// Name of the `LibvirtCluster`.
+    /// Name of the cluster.
     pub name: String,
     /// Host part of its endpoint.
     pub host: Option<String>,
@@ -78,7 +78,7 @@ pub enum Refused {
         range: String,
     },
     /// Another cluster has it.
-    #[error("the endpoint {address} on network {network} is that of LibvirtCluster {other} already")]
+    #[error("the endpoint {address} on network {network} is that of cluster {other} already")]
     Taken {
         /// The endpoint.
         address: Ipv4Addr,
@@ -88,7 +88,7 @@ pub enum Refused {
         other: String,
     },
     /// Another cluster has this virtual router ID.
-    #[error("virtualRouterID {id} on network {network} is that of LibvirtCluster {other} already")]
+    #[error("virtualRouterID {id} on network {network} is that of cluster {other} already")]
     RouterIdTaken {
         /// The ID.
         id: u8,

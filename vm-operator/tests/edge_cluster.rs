@@ -1,0 +1,213 @@
+//! Clusters as people want them, on a real API server with Cluster API's definitions, and with its core manager where
+//! what that does matters. Libvirt is the test driver, which cannot hold images.
+
+mod support;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use edge_api::cluster_api::LABEL_CLUSTER;
+use edge_api::edge_cluster::ClusterPhase;
+use edge_api::names::LABEL_EDGE_CLUSTER;
+use edge_api::{ClusterProfile, Condition, EdgeCluster, IPPool, VirtualMachineImage, condition};
+use edge_tests::eventually;
+use edge_tests::wait::Seen;
+use kube::ResourceExt as _;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+use support::{OPERATOR, SHORT, Site, TIMES};
+use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim};
+use vm_operator::context::Times;
+
+const URI: &str = "test:///default";
+const IMAGE: &str = "pcg-edge.io/vm/kubernetes-node";
+
+/// A control plane with all kinds, an appliance that answers, an image of one version, and a profile.
+async fn start(number: u8) -> Result<Site> {
+    let site = Site::start(number, URI).await?;
+    support::cluster_api::install(&site.client()).await?;
+    furnish(&site).await?;
+    Ok(site)
+}
+
+async fn furnish(site: &Site) -> Result<()> {
+    site.appliance().await?;
+    let kernel = [(edge_api::bundle::VM_KERNEL, b"kernel".to_vec(), json!({}))];
+    site.registry.push_as(IMAGE, Some("1.36.3"), &kernel).await?;
+    site.create::<ClusterProfile>("edge", profile()).await?;
+    Ok(())
+}
+
+fn profile() -> Value {
+    json!({
+        "version": "1.0.0", "type": "Full", "tags": { "tier": "shop", "not a label!": "x" },
+        "layers": [
+            { "name": "os", "kind": "OS", "os": { "image": IMAGE } },
+            { "name": "kubernetes", "kind": "Kubernetes", "version": "1.36.3",
+              "kubernetes": { "podCIDR": "10.244.0.0/16", "serviceCIDR": "10.96.0.0/12" } },
+            { "name": "network", "kind": "Network", "manifests": [{ "inline": "{}" }] },
+            { "name": "storage", "kind": "Storage", "manifests": [{ "inline": "{}" }] },
+        ],
+    })
+}
+
+fn spec(address: &str) -> Value {
+    let hardware = json!({ "vcpus": 2, "memoryMiB": 1024, "rootDiskGiB": 20 });
+    json!({
+        "profile": "edge", "virtualIP": address,
+        "controlPlane": { "size": 1, "hardware": hardware },
+        "workers": [{ "name": "general", "size": 1, "hardware": hardware }],
+        "placements": [{ "appliance": "local", "networks": [{ "name": "wan" }], "targetPool": "default" }],
+    })
+}
+
+fn address(number: u8, last: u8) -> String {
+    format!("192.168.{}.{last}", 210 + number)
+}
+
+async fn phase(site: &Site, name: &str, wanted: ClusterPhase) -> Result<EdgeCluster> {
+    let api = site.api::<EdgeCluster>();
+    let found = eventually(&format!("{name} to be {wanted:?}"), SHORT, || async {
+        let cluster = api.get(name).await?;
+        let status = cluster.status.clone().unwrap_or_default();
+        let current = status.observed_generation == cluster.metadata.generation;
+        Ok::<_, kube::Error>(if current && status.phase == wanted {
+            Seen::Done(cluster)
+        } else {
+            Seen::NotYet(format!("{status:?}"))
+        })
+    })
+    .await?;
+    Ok(found)
+}
+
+fn find<'a>(cluster: &'a EdgeCluster, type_: &str) -> Result<&'a Condition> {
+    let conditions = cluster.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    condition::find(conditions, type_).with_context(|| format!("no condition {type_}"))
+}
+
+/// Writes of the operator from now on, over a while in which it looks at everything once more every second.
+async fn writes_of_a_resync(site: &mut Site) -> Result<Vec<String>> {
+    site.kill_operator().await;
+    let mark = site.plane.audit().mark()?;
+    site.start_operator(Times { resync: Duration::from_secs(1), ..TIMES })?;
+    // Something new is seen to be looked at, so all else was as well.
+    site.create::<IPPool>("marker", json!({ "subnet": "10.9.0.0/24", "prefix": 24 })).await?;
+    site.wait::<IPPool>("marker", "Ready", |c| condition::is_true(c, "Ready"), SHORT).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let writes = site.plane.audit().writes_since(mark, |user| user == OPERATOR)?;
+    // The test driver cannot take what an image's own controller brings, which tries again and again.
+    let of_others = |write: &&String| !write.contains("/marker") && !write.contains("/kubernetes-v");
+    let shown: Vec<String> = writes.iter().map(ToString::to_string).collect();
+    Ok(shown.iter().filter(of_others).cloned().collect())
+}
+
+/// One Cluster of the class, an image, addresses; nothing is written twice; and all of it goes.
+#[tokio::test]
+async fn a_cluster_comes_and_goes() -> Result<()> {
+    let mut site = start(30).await?;
+    let range = json!({ "start": address(30, 40), "end": address(30, 49) });
+    site.create::<IPPool>("services", json!({ "range": range, "prefix": 24 })).await?;
+    let mut wanted = spec(&address(30, 10));
+    wanted["loadBalancer"] = json!({ "addressPool": "services", "addresses": 2 });
+    site.create::<EdgeCluster>("shop", wanted).await?;
+    let edge = phase(&site, "shop", ClusterPhase::Provisioning).await?;
+    assert!(condition::is_true(&edge.status.clone().unwrap_or_default().conditions, "Valid"));
+    assert_eq!(edge.status.clone().unwrap_or_default().nodes.as_deref(), Some("0/2"));
+
+    let cluster = site.api::<Cluster>().get("shop").await?;
+    assert_eq!(cluster.labels()[LABEL_EDGE_CLUSTER], "shop");
+    assert_eq!(cluster.labels()["tier"], "shop");
+    assert_eq!(cluster.owner_references().iter().map(|o| o.kind.as_str()).collect::<Vec<_>>(), ["EdgeCluster"]);
+    assert_eq!(cluster.spec.version(), Some("v1.36.3"));
+    let topology = cluster.spec.topology.context("topology")?;
+    assert_eq!(topology["classRef"]["name"], "pcg-edge-v1");
+    assert_eq!(topology["controlPlane"]["replicas"], 1);
+    assert_eq!(topology["workers"]["machineDeployments"][0]["name"], "general");
+    let image = site.api::<VirtualMachineImage>().get("kubernetes-v1.36.3").await?;
+    assert!(image.spec.artifact.starts_with(&format!("{IMAGE}@sha256:")), "{}", image.spec.artifact);
+
+    let edge = site
+        .wait::<EdgeCluster>(
+            "shop",
+            "Ready",
+            |c| condition::find(c, "Ready").is_some_and(|c| c.reason == "Provisioning"),
+            SHORT,
+        )
+        .await?;
+    println!("shop: {}", find(&edge, "Ready")?.message);
+    let status = edge.status.unwrap_or_default();
+    assert_eq!(status.load_balancer_addresses, [address(30, 40), address(30, 41)]);
+    let claim = site.api::<IPAddressClaim>().get("shop-lb-0").await?;
+    assert_eq!(claim.labels()[LABEL_CLUSTER], "shop");
+    assert_eq!(claim.owner_references().len(), 1);
+
+    let writes = writes_of_a_resync(&mut site).await?;
+    assert!(writes.is_empty(), "{writes:#?}");
+
+    // A changed pool is a changed Cluster; fewer addresses are given back.
+    site.edit::<EdgeCluster>("shop", json!({ "loadBalancer": { "addresses": 1 } })).await?;
+    site.gone::<IPAddress>("shop-lb-1").await?;
+    let edge = phase(&site, "shop", ClusterPhase::Provisioning).await?;
+    assert_eq!(edge.status.unwrap_or_default().load_balancer_addresses, [address(30, 40)]);
+
+    site.delete::<EdgeCluster>("shop").await?;
+    site.gone::<EdgeCluster>("shop").await?;
+    nothing_is_left(&site).await
+}
+
+async fn nothing_is_left(site: &Site) -> Result<()> {
+    assert!(site.api::<Cluster>().list(&ListParams::default()).await?.items.is_empty());
+    assert!(site.api::<IPAddressClaim>().list(&ListParams::default()).await?.items.is_empty());
+    assert!(site.api::<IPAddress>().list(&ListParams::default()).await?.items.is_empty());
+    site.gone::<VirtualMachineImage>("kubernetes-v1.36.3").await?;
+    Ok(())
+}
+
+/// Everything that is wrong is said at once and nothing is made; what is corrected goes on; the younger of two yields.
+#[tokio::test]
+async fn what_makes_no_sense_is_said() -> Result<()> {
+    let site = start(31).await?;
+    let mut wrong = spec("10.77.0.1");
+    wrong["controlPlane"]["size"] = json!(2);
+    wrong["kubernetesVersion"] = json!("1.35.0");
+    wrong["placements"][0]["targetPool"] = json!("nowhere");
+    site.create::<EdgeCluster>("shop", wrong).await?;
+    let edge = phase(&site, "shop", ClusterPhase::Pending).await?;
+    let valid = find(&edge, "Valid")?;
+    println!("{}", valid.message);
+    let lines: Vec<&str> = valid.message.lines().collect();
+    let expected = [
+        "spec.controlPlane.size: 2: expected 1, 3 or 5",
+        "spec.placements[0].targetPool: \"nowhere\": expected a storage pool of the appliance: default",
+        "spec.virtualIP: 10.77.0.1: the endpoint 10.77.0.1 is no host address of network wan, which is 192.168.241.0/24",
+        "spec.kubernetesVersion: 1.35.0: expected a tag of pcg-edge.io/vm/kubernetes-node in the appliance's registry: 1.36.3",
+    ];
+    assert_eq!(lines, expected, "all at once");
+    assert_eq!(find(&edge, "Ready")?.reason, "Invalid");
+    assert!(site.api::<Cluster>().get_opt("shop").await?.is_none());
+    assert!(site.api::<VirtualMachineImage>().list(&ListParams::default()).await?.items.is_empty());
+    // Invalid or not, it goes.
+    site.delete::<EdgeCluster>("shop").await?;
+    site.gone::<EdgeCluster>("shop").await?;
+
+    let mut wrong = spec(&address(31, 10));
+    wrong["profile"] = json!("nowhere");
+    site.create::<EdgeCluster>("shop", wrong).await?;
+    let edge = phase(&site, "shop", ClusterPhase::Pending).await?;
+    assert_eq!(find(&edge, "Valid")?.message, "spec.profile: \"nowhere\": expected a ClusterProfile: edge");
+    site.edit::<EdgeCluster>("shop", json!({ "profile": "edge" })).await?;
+    phase(&site, "shop", ClusterPhase::Provisioning).await?;
+
+    site.create::<EdgeCluster>("second", spec(&address(31, 10))).await?;
+    let edge = phase(&site, "second", ClusterPhase::Pending).await?;
+    let taken = &find(&edge, "Valid")?.message;
+    assert!(taken.contains("is that of cluster shop already"), "{taken}");
+    site.delete::<EdgeCluster>("shop").await?;
+    phase(&site, "second", ClusterPhase::Provisioning).await?;
+    let image = site.api::<VirtualMachineImage>().get_opt("kubernetes-v1.36.3").await?;
+    assert!(image.is_some_and(|image| image.metadata.deletion_timestamp.is_none()), "the second one uses it");
+    site.delete::<EdgeCluster>("second").await?;
+    site.gone::<EdgeCluster>("second").await?;
+    nothing_is_left(&site).await
+}
