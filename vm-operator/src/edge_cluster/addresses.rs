@@ -40,7 +40,8 @@ pub async fn ensure(edge: &EdgeCluster, provider: &Provider) -> Result<Result<Ve
         }
         let ours = claim.metadata.deletion_timestamp.is_none() && claim.spec.pool_ref.name == pool;
         let address = provider.get(&provider.stores.addresses, &name);
-        let Some(address) = address.filter(|address| ours && is_owned(&address.metadata, claim.uid().as_deref())) else {
+        let Some(address) = address.filter(|address| ours && is_owned(&address.metadata, claim.uid().as_deref()))
+        else {
             let conditions = claim.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
             let said = condition::find(conditions, "Ready").filter(|ready| !ready.message.is_empty());
             let message = said.map_or_else(|| format!("waits for an address of IPPool {pool}"), |s| s.message.clone());

@@ -12,6 +12,7 @@ pub mod addresses;
 pub mod artifact;
 pub mod image;
 pub mod layers;
+pub mod observe;
 pub mod profile;
 pub mod reconcile;
 pub mod remove;

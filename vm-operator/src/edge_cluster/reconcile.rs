@@ -11,6 +11,8 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action as Next;
 use serde_json::{Value, json};
 
+use super::layers::{Facts, Login, Wanted};
+use super::observe::Scene;
 use super::profile::{self, Resolved};
 use super::status::{self, Seen};
 use super::validate::{self, Site};
@@ -103,7 +105,47 @@ async fn advance(edge: &EdgeCluster, provider: &Provider, progress: &mut Progres
         Ok(found) => progress.addresses = Some(found),
         Err(waiting) => progress.waiting = Some(waiting),
     }
+    if let (Some(cluster), Some(addresses)) = (&progress.cluster, &progress.addresses) {
+        ensure_layers(edge, resolved, &appliance, cluster, addresses, provider).await?;
+    }
     image::remove_unused(provider, None).await
+}
+
+/// Has the layers kept, once the cluster answers.
+async fn ensure_layers(
+    edge: &EdgeCluster,
+    resolved: &Resolved,
+    appliance: &Appliance,
+    cluster: &Cluster,
+    addresses: &[String],
+    provider: &Provider,
+) -> Result<(), Error> {
+    let initialization = cluster.status.as_ref().and_then(|status| status.initialization.as_ref());
+    if initialization.and_then(|i| i.control_plane_initialized) != Some(true) {
+        return Ok(());
+    }
+    let (name, secrets) = (edge.name_any(), provider.context.api::<Secret>());
+    let Some(kubeconfig) = secrets.get_opt(&format!("{name}-kubeconfig")).await? else { return Ok(()) };
+    let Some(kubeconfig) = kubeconfig.data.and_then(|mut data| data.remove("value")) else { return Ok(()) };
+    let login = &appliance.spec.registry;
+    let Some(secret) = secrets.get_opt(&login.secret_name).await? else { return Ok(()) };
+    provider.layers.ensure(Wanted {
+        uid: edge.uid().unwrap_or_default(),
+        kubeconfig: kubeconfig.0,
+        profile: resolved.profile.clone(),
+        layers: resolved.layers.clone(),
+        facts: Facts {
+            name,
+            namespace: provider.context.namespace.clone(),
+            version: resolved.version.clone(),
+            pod_cidr: resolved.kubernetes.pod_cidr.clone(),
+            service_cidr: resolved.kubernetes.service_cidr.clone(),
+            virtual_ip: edge.spec.virtual_ip.clone(),
+            load_balancer_addresses: addresses.iter().map(|address| format!("{address}/32")).collect(),
+        },
+        registry: Login { host: login.host.clone(), secret_name: login.secret_name.clone(), secret },
+    });
+    Ok(())
 }
 
 /// Checks the specification. The inner error is a state to wait in: then not everything could be looked at.
@@ -236,30 +278,21 @@ async fn show(edge: &EdgeCluster, provider: &Provider, progress: &Progress) -> R
     } else {
         Finding::yes("Valid", "")
     };
-    // A cluster of somebody else says nothing of this one.
-    let own = cluster.as_ref().filter(|cluster| is_owned(&cluster.metadata, edge.uid().as_deref()));
+    let scene = Scene::look(edge, cluster.as_ref(), resolved.as_ref(), provider);
     publish(&provider.context, edge, |old, generation| {
+        // Where nothing is being made there is nothing to be done.
+        let tasks = if scene.cluster.is_some() { scene.tasks(false, &old.tasks) } else { Vec::new() };
         let seen = Seen {
             valid: valid.clone(),
             waiting: waiting.clone(),
             resolved: resolved.as_ref(),
-            cluster: own,
-            layers: &[],
+            cluster: scene.cluster.as_ref(),
+            layers: &scene.layers,
             addresses: addresses.clone(),
-            tasks: Vec::new(),
+            tasks,
         };
         status::status(old, generation, &edge.spec, seen)
     })
     .await?;
     Ok(())
-}
-
-/// The kubeconfig of the cluster, once it answers.
-pub async fn kubeconfig(cluster: &Cluster, provider: &Provider) -> Result<Option<Vec<u8>>, Error> {
-    let initialization = cluster.status.as_ref().and_then(|status| status.initialization.as_ref());
-    if initialization.and_then(|i| i.control_plane_initialized) != Some(true) {
-        return Ok(None);
-    }
-    let secret = provider.context.api::<Secret>().get_opt(&format!("{}-kubeconfig", cluster.name_any())).await?;
-    Ok(secret.and_then(|secret| secret.data?.remove("value")).map(|value| value.0))
 }

@@ -17,6 +17,7 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
+use super::observe::Scene;
 use super::{addresses, image, status};
 use crate::cluster_api::pool::claim::PROTECT;
 use crate::cluster_api::provider::{Provider, is_owned, names, release};
@@ -31,6 +32,7 @@ pub async fn leave(edge: &EdgeCluster, provider: &Provider) -> Result<Next, Erro
         return Ok(Next::await_change());
     }
     let context = &provider.context;
+    provider.layers.forget(&edge.uid().unwrap_or_default());
     let cluster = context.api::<Cluster>().get_opt(&edge.name_any()).await?;
     let of_somebody_else = cluster.as_ref().is_some_and(|c| !is_owned(&c.metadata, edge.uid().as_deref()));
     let mut left = Vec::new();
@@ -58,7 +60,11 @@ pub async fn leave(edge: &EdgeCluster, provider: &Provider) -> Result<Next, Erro
         return Ok(Next::await_change());
     }
     let waits_for = format!("waits for these to go: {}", names(left));
-    publish(context, edge, |old, generation| status::leaving(old, generation, &waits_for, Vec::new())).await?;
+    let scene = Scene::look(edge, cluster.as_ref(), None, provider);
+    publish(context, edge, |old, generation| {
+        status::leaving(old, generation, &waits_for, scene.tasks(true, &old.tasks))
+    })
+    .await?;
     Ok(until_forced.map_or_else(|| provider.resync(), Next::requeue))
 }
 

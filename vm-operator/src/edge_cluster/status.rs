@@ -45,7 +45,9 @@ pub fn status(
     };
     let mut new = old.clone();
     new.observed_generation = generation;
-    new.phase = phase(old.phase, cluster.is_some(), unsettled.is_none());
+    if is_valid || cluster.is_none() {
+        new.phase = phase(old.phase, cluster.is_some(), unsettled.is_none());
+    }
     new.version = cluster.and_then(version).or_else(|| new.version.take());
     new.nodes = cluster.map(|cluster| nodes(spec, cluster));
     if let Some(addresses) = addresses {
@@ -55,7 +57,9 @@ pub fn status(
         _ if !is_valid => Finding { status: edge_api::ConditionStatus::False, ..valid.clone() },
         (None, _) => Finding::yes("Running", "all machines and layers are ready"),
         (Some(_), Some(waiting)) => waiting,
-        (Some(why), None) => Finding::no(format!("{:?}", new.phase), current(&tasks).map_or(why, |current| current.to_string())),
+        (Some(why), None) => {
+            Finding::no(format!("{:?}", new.phase), current(&tasks).map_or(why, |current| current.to_string()))
+        }
     };
     valid.put(&mut new.conditions, "Valid", generation);
     ready.put(&mut new.conditions, "Ready", generation);
