@@ -21,7 +21,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::edge_cluster::{ClusterPhase, ClusterTask};
+use crate::condition;
+use crate::edge_cluster::{ClusterPhase, ClusterTask, EdgeCluster};
 
 /// File name of the socket below the agent's root.
 pub const SOCKET: &str = "run/agent.sock";
@@ -181,6 +182,9 @@ pub struct Machine {
     pub addresses: Vec<String>,
     /// When its condition `Ready` last changed.
     pub since: Option<Timestamp>,
+    /// Workload cluster that it is a machine of.
+    #[serde(default)]
+    pub cluster: Option<String>,
 }
 
 /// A workload cluster, in short.
@@ -207,6 +211,33 @@ pub struct Cluster {
     pub since: Option<Timestamp>,
     /// When its deletion was asked for.
     pub deleting_since: Option<Timestamp>,
+}
+
+impl From<&EdgeCluster> for Cluster {
+    fn from(object: &EdgeCluster) -> Self {
+        let status = object.status.clone().unwrap_or_default();
+        let ready = condition::find(&status.conditions, "Ready");
+        // A status about an older spec says nothing about this one.
+        let current = status.observed_generation == object.metadata.generation;
+        let deleting_since = object.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+        let message = match (ready, deleting_since) {
+            (Some(ready), _) if current => ready.message.as_str(),
+            (_, Some(_)) => "vm-operator has not looked at its deletion yet",
+            (_, None) => "vm-operator has not looked at its last change yet",
+        };
+        Self {
+            name: object.metadata.name.clone().unwrap_or_default(),
+            phase: if deleting_since.is_some() { ClusterPhase::Deleting } else { status.phase },
+            ready: current && deleting_since.is_none() && condition::is_true(&status.conditions, "Ready"),
+            message: message.to_owned(),
+            nodes: status.nodes,
+            version: status.version,
+            endpoint: object.spec.virtual_ip.clone(),
+            since: ready.map(|ready| ready.last_transition_time),
+            tasks: status.tasks,
+            deleting_since,
+        }
+    }
 }
 
 /// A change of a cluster; what is absent stays.

@@ -40,9 +40,14 @@ pub enum Error {
     /// An answer that is none of the API's.
     #[error("the agent's answer cannot be read: {0}")]
     Unreadable(String),
-    /// Not a name of a virtual machine.
-    #[error("`{0}` is no name of a virtual machine")]
-    NoName(String),
+    /// Not a name that an object can have.
+    #[error("`{name}` is no name of a {}", kind.words())]
+    NoName {
+        /// What was to be named.
+        kind: Named,
+        /// What was given.
+        name: String,
+    },
     /// The agent said no.
     #[error("{error}")]
     Refused {
@@ -53,6 +58,24 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
+}
+
+/// What a request names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Named {
+    /// A virtual machine.
+    Vm,
+    /// A workload cluster.
+    Cluster,
+}
+
+impl Named {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Vm => "virtual machine",
+            Self::Cluster => "cluster",
+        }
+    }
 }
 
 impl Error {
@@ -81,7 +104,8 @@ impl Error {
             Self::Connect { .. } => "check the path given with --socket, --root or --instance".to_owned(),
             Self::Late { .. } | Self::Broken(_) => "try again; `edge.log` below the agent's root tells more".to_owned(),
             Self::Unreadable(_) => "agent and client may be of different versions".to_owned(),
-            Self::NoName(_) => "`edgectl vm list` shows the names".to_owned(),
+            Self::NoName { kind: Named::Vm, .. } => "`edgectl vm list` shows the names".to_owned(),
+            Self::NoName { kind: Named::Cluster, .. } => "`edgectl cluster list` shows the names".to_owned(),
             Self::Refused { hint, .. } => return hint.clone(),
         })
     }

@@ -3,6 +3,7 @@
 //!
 //! One connection per request: the socket is local, and nothing is left to go stale.
 
+pub mod cluster;
 mod error;
 mod events;
 mod span;
@@ -11,8 +12,8 @@ mod sse;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edge_api::VirtualMachine;
-use edge_api::agent::{ApiError, LogLine, Status, ValidationReport};
+use edge_api::agent::{ApiError, ClusterChange, ClusterRemoval, LogLine, Status, ValidationReport};
+use edge_api::{EdgeCluster, VirtualMachine};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
@@ -20,11 +21,11 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-pub use error::Error;
+pub use error::{Error, Named};
 pub use events::{Event, Events};
 pub use span::span;
 
-/// Longest wait for an answer. Everything the agent answers from is in its memory or on local disk.
+/// Longest wait for an answer. The agent answers from its memory, local disk, or the system cluster.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 32 * 1024 * 1024;
@@ -73,11 +74,40 @@ impl Client {
 
     /// One virtual machine.
     pub async fn vm(&self, name: &str) -> Result<VirtualMachine, Error> {
-        let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-        if name.is_empty() || name.len() > 253 || !name.bytes().all(letter) {
-            return Err(Error::NoName(name.chars().filter(|c| !c.is_control()).take(60).collect()));
-        }
-        self.get(&format!("/v1/vms/{name}")).await
+        self.get(&format!("/v1/vms/{}", named(name, Named::Vm)?)).await
+    }
+
+    /// All workload clusters.
+    pub async fn clusters(&self) -> Result<Vec<EdgeCluster>, Error> {
+        self.get("/v1/clusters").await
+    }
+
+    /// One workload cluster.
+    pub async fn cluster(&self, name: &str) -> Result<EdgeCluster, Error> {
+        self.get(&path_of_cluster(name)?).await
+    }
+
+    /// Makes a workload cluster of the YAML of one `EdgeCluster`.
+    pub async fn create_cluster(&self, yaml: Vec<u8>) -> Result<EdgeCluster, Error> {
+        self.post("/v1/clusters", yaml).await
+    }
+
+    /// Changes a workload cluster.
+    pub async fn change_cluster(&self, name: &str, change: &ClusterChange) -> Result<EdgeCluster, Error> {
+        let body = serde_json::to_vec(change).map_err(|error| Error::Unreadable(error.to_string()))?;
+        self.ask(Method::PATCH, &path_of_cluster(name)?, body).await
+    }
+
+    /// Removes a workload cluster; it goes on going after the answer.
+    pub async fn remove_cluster(&self, name: &str, removal: ClusterRemoval) -> Result<EdgeCluster, Error> {
+        let ClusterRemoval { abort, force } = removal;
+        let path = format!("{}?abort={abort}&force={force}", path_of_cluster(name)?);
+        self.ask(Method::DELETE, &path, Vec::new()).await
+    }
+
+    /// An administrator's kubeconfig of a workload cluster, YAML. It is a secret.
+    pub async fn cluster_kubeconfig(&self, name: &str) -> Result<Bytes, Error> {
+        self.bytes(Method::GET, &format!("{}/kubeconfig", path_of_cluster(name)?), Vec::new()).await
     }
 
     /// Opens the event stream; its first event is a whole status.
@@ -99,13 +129,17 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, Error> {
+        let bytes = self.bytes(method, path, body).await?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Unreadable(error.to_string()))
+    }
+
+    async fn bytes(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, Error> {
         let exchange = async {
             let answer = self.send(method, path, body).await?;
             if !answer.status().is_success() {
                 return Err(self.refusal(answer).await);
             }
-            let bytes = collect(answer.into_body()).await?;
-            serde_json::from_slice(&bytes).map_err(|error| Error::Unreadable(error.to_string()))
+            collect(answer.into_body()).await
         };
         tokio::time::timeout(DEADLINE, exchange).await.map_err(|_| self.late())?
     }
@@ -143,6 +177,19 @@ impl Client {
             Err(_) => Error::Refused { status, error: format!("HTTP status {status}"), hint: None },
         }
     }
+}
+
+fn path_of_cluster(name: &str) -> Result<String, Error> {
+    Ok(format!("/v1/clusters/{}", named(name, Named::Cluster)?))
+}
+
+/// Only names that can be part of a path.
+fn named(name: &str, kind: Named) -> Result<&str, Error> {
+    let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    if name.is_empty() || name.len() > 253 || !name.bytes().all(letter) {
+        return Err(Error::NoName { kind, name: name.chars().filter(|c| !c.is_control()).take(60).collect() });
+    }
+    Ok(name)
 }
 
 async fn collect(body: Incoming) -> Result<Bytes, Error> {

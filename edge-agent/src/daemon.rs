@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use edge_api::Instance;
+use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -19,7 +20,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 use crate::durable;
 use crate::engine::{Engine, chain};
 use crate::journal::Journal;
-use crate::machines::{self, Machines};
+use crate::machines::{self, Objects};
 use crate::paths::Paths;
 use crate::server::Server;
 use crate::site_follow::{self, Follower};
@@ -134,7 +135,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     // The socket answers until the engine has ended: its end by itself is an error.
     let stop_serving = CancellationToken::new();
     let (wake, events) = mpsc::channel(1);
-    let machines = Machines::default();
+    let objects = Objects::default();
     let follower = Follower::new(paths.clone(), board.clone())?;
     let site = follower.subscribe();
     info!("edge-agent {} starts, instance {instance}, root {}", env!("CARGO_PKG_VERSION"), paths.root().display());
@@ -145,11 +146,13 @@ pub async fn run(options: Options) -> Result<(), Error> {
         paths: paths.clone(),
         board: board.clone(),
         journal,
-        machines: Arc::clone(&machines),
+        objects: objects.clone(),
+        clients: world.clients(),
+        now: Timestamp::now,
         cancel: stop_serving.clone(),
     };
     let server = tokio::spawn(server.run());
-    let follow_machines = tokio::spawn(machines::follow(world.clients(), machines, board.clone(), wake));
+    let follow_objects = tokio::spawn(machines::follow(world.clients(), objects, board.clone(), wake));
     let follow_site = tokio::spawn(follower.run());
     let engine =
         Engine::new(steps::all(&world), board, paths.steps(), steps::basis(&world), site, events, cancel.clone());
@@ -178,7 +181,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             return Err(Error::Io { what: format!("serve {}", paths.socket().display()), source: why });
         }
     }
-    follow_machines.abort();
+    follow_objects.abort();
     follow_site.abort();
     stop_serving.cancel();
     if let Ok(Err(e)) = server.await {

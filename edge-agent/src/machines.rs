@@ -1,17 +1,22 @@
-//! Follows the virtual machines and the appliance in the system cluster: what the status shows of them comes from a
-//! watch, and a change that a step has to see wakes the engine. While the API is away, what was known stays.
+//! Follows the virtual machines, the workload clusters and the appliance in the system cluster: what the status shows of
+//! them comes from watches, and a change that a step has to see wakes the engine. While the API is away, what was known
+//! stays.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use edge_api::agent::Machine;
+use edge_api::agent::{Cluster, Machine};
+use edge_api::cluster_api::LABEL_CLUSTER;
 use edge_api::names::NAMESPACE;
-use edge_api::{Appliance, VirtualMachine, condition};
+use edge_api::{Appliance, EdgeCluster, VirtualMachine, condition};
 use futures::StreamExt;
+use kube::core::NamespaceResourceScope;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config, Event, watcher};
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
@@ -20,21 +25,53 @@ use crate::status::Board;
 /// Pause after a watch broke: long enough not to hammer an API server that starts, short enough for a status.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// The machines by name, shared with the server.
-pub type Machines = Arc<Mutex<BTreeMap<String, VirtualMachine>>>;
+/// The objects of one kind by name, shared with the server.
+#[derive(Debug)]
+pub struct Known<K>(Arc<Mutex<BTreeMap<String, K>>>);
 
-/// A copy of all machines, by name.
-pub fn all(machines: &Machines) -> Vec<VirtualMachine> {
-    machines.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+impl<K> Default for Known<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K> Clone for Known<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Clone> Known<K> {
+    /// A copy of all, by name.
+    pub fn all(&self) -> Vec<K> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// A copy of one.
+    pub fn get(&self, name: &str) -> Option<K> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+}
+
+/// What is known of the objects that are followed.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// Virtual machines.
+    pub machines: Known<VirtualMachine>,
+    /// Workload clusters.
+    pub clusters: Known<EdgeCluster>,
 }
 
 /// Follows until dropped. `wake` is told of what the engine should look at.
 pub async fn follow(
     mut clients: watch::Receiver<Option<kube::Client>>,
-    machines: Machines,
+    objects: Objects,
     board: Board,
     wake: mpsc::Sender<()>,
 ) {
+    let wake = || {
+        let _ = wake.try_send(());
+    };
     loop {
         let client = clients.borrow_and_update().clone();
         let Some(client) = client else {
@@ -43,22 +80,28 @@ pub async fn follow(
             }
             continue;
         };
+        let machines = |machines: &BTreeMap<_, _>| board.set_machines(machines.values().map(short).collect());
+        let clusters = |clusters: &BTreeMap<_, _>| board.set_clusters(clusters.values().map(Cluster::from).collect());
         tokio::select! {
             changed = clients.changed() => if changed.is_err() { return },
-            () = follow_machines(&client, &machines, &board, &wake) => {}
-            () = follow_appliance(&client, &wake) => {}
+            () = follow_kind(&client, &objects.machines, machines, wake) => wake(),
+            () = follow_kind(&client, &objects.clusters, clusters, || {}) => {}
+            () = follow_appliance(&client, wake) => {}
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Ends when the watch breaks.
-async fn follow_machines(client: &kube::Client, machines: &Machines, board: &Board, wake: &mpsc::Sender<()>) {
-    let api: Api<VirtualMachine> = Api::namespaced(client.clone(), NAMESPACE);
+/// Ends when the watch breaks. `show` gets all objects after every change, `wake` is for those of their specs.
+async fn follow_kind<K>(client: &kube::Client, known: &Known<K>, show: impl Fn(&BTreeMap<String, K>), wake: impl Fn())
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), NAMESPACE);
     // Who wrote which field is as long as the object itself, and is not shown.
-    let events = watcher(api, Config::default()).modify(|machine| machine.metadata.managed_fields = None);
+    let events = watcher(api, Config::default()).modify(|object| object.meta_mut().managed_fields = None);
     let mut events = std::pin::pin!(events);
-    let mut fresh: BTreeMap<String, VirtualMachine> = BTreeMap::new();
+    let mut fresh: BTreeMap<String, K> = BTreeMap::new();
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
@@ -68,19 +111,18 @@ async fn follow_machines(client: &kube::Client, machines: &Machines, board: &Boa
                 continue;
             }
             Err(e) => {
-                debug!("watch of virtual machines: {e}");
-                let _ = wake.try_send(());
+                debug!("watch of {}: {e}", K::plural(&()));
                 return;
             }
         };
-        let mut known = machines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
         let wakes = match event {
             Event::Init => {
                 fresh.clear();
                 continue;
             }
-            Event::InitApply(machine) => {
-                fresh.insert(machine.name_any(), machine);
+            Event::InitApply(object) => {
+                fresh.insert(object.name_any(), object);
                 continue;
             }
             Event::InitDone => {
@@ -88,23 +130,23 @@ async fn follow_machines(client: &kube::Client, machines: &Machines, board: &Boa
                 *known = std::mem::take(&mut fresh);
                 changed
             }
-            Event::Apply(machine) => {
-                let generation = machine.metadata.generation;
-                let old = known.insert(machine.name_any(), machine);
-                old.is_none_or(|old| old.metadata.generation != generation)
+            Event::Apply(object) => {
+                let generation = object.meta().generation;
+                let old = known.insert(object.name_any(), object);
+                old.is_none_or(|old| old.meta().generation != generation)
             }
-            Event::Delete(machine) => known.remove(&machine.name_any()).is_some(),
+            Event::Delete(object) => known.remove(&object.name_any()).is_some(),
         };
-        board.set_machines(known.values().map(short).collect());
+        show(&known);
         drop(known);
         if wakes {
-            let _ = wake.try_send(());
+            wake();
         }
     }
 }
 
 /// Wakes the engine when the appliance is no longer what it was. Ends when the watch breaks.
-async fn follow_appliance(client: &kube::Client, wake: &mpsc::Sender<()>) {
+async fn follow_appliance(client: &kube::Client, wake: impl Fn()) {
     let api: Api<Appliance> = Api::namespaced(client.clone(), NAMESPACE);
     let mut events = std::pin::pin!(watcher(api, Config::default()));
     let mut last: Option<(Option<i64>, bool)> = None;
@@ -114,12 +156,10 @@ async fn follow_appliance(client: &kube::Client, wake: &mpsc::Sender<()>) {
                 let ready = appliance.status.as_ref().is_some_and(|s| condition::is_true(&s.conditions, "Ready"));
                 let now = (appliance.metadata.generation, ready);
                 if last.replace(now).is_some_and(|last| last != now) {
-                    let _ = wake.try_send(());
+                    wake();
                 }
             }
-            Ok(Event::Delete(_)) => {
-                let _ = wake.try_send(());
-            }
+            Ok(Event::Delete(_)) => wake(),
             Ok(_) => {}
             Err(e) if is_absent(&e) => tokio::time::sleep(PAUSE).await,
             Err(_) => return,
@@ -151,6 +191,7 @@ fn short(machine: &VirtualMachine) -> Machine {
         memory_mib: machine.spec.memory_mib,
         addresses: status.addresses.iter().map(|a| format!("{} {}/{}", a.network, a.ip, a.prefix)).collect(),
         since: ready.map(|r| r.last_transition_time),
+        cluster: machine.labels().get(LABEL_CLUSTER).cloned(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The socket API ([`edge_api::agent`]): reads are answered from memory, and the one write replaces the site file.
+//! The socket API ([`edge_api::agent`]): reads are answered from memory. One write replaces the site file; those about
+//! workload clusters are in [`clusters`].
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
@@ -15,16 +16,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use edge_api::agent::{ApiError, LogLine, ValidationReport};
 use futures::{Stream, StreamExt, stream};
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::clusters;
 use crate::durable;
 use crate::engine::chain;
 use crate::journal::Journal;
-use crate::machines::{self, Machines};
+use crate::machines::Objects;
 use crate::paths::Paths;
 use crate::site;
 use crate::site_follow::{LIMIT, check};
@@ -39,8 +43,12 @@ pub struct Server {
     pub board: Board,
     /// The log.
     pub journal: Journal,
-    /// The machines.
-    pub machines: Machines,
+    /// Machines and clusters.
+    pub objects: Objects,
+    /// The system cluster's client, once there is one.
+    pub clients: watch::Receiver<Option<kube::Client>>,
+    /// What time it is.
+    pub now: fn() -> Timestamp,
     /// Ends event streams.
     pub cancel: CancellationToken,
 }
@@ -67,6 +75,7 @@ impl Server {
             .route("/v1/apply", post(apply))
             .route("/v1/vms", get(vms))
             .route("/v1/vms/{name}", get(vm))
+            .merge(clusters::routes())
             .fallback(async || error(StatusCode::NOT_FOUND, "there is no such path", Some("GET /v1/status")))
             .method_not_allowed_fallback(async || {
                 error(StatusCode::METHOD_NOT_ALLOWED, "another method is needed", None)
@@ -87,7 +96,8 @@ fn listen(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn error(status: StatusCode, text: impl Into<String>, hint: Option<&str>) -> Response {
+/// An error answer.
+pub fn error(status: StatusCode, text: impl Into<String>, hint: Option<&str>) -> Response {
     let body = ApiError { error: text.into(), hint: hint.map(str::to_owned) };
     (status, Json(body)).into_response()
 }
@@ -174,11 +184,11 @@ async fn apply(
 }
 
 async fn vms(State(server): State<Server>) -> Response {
-    Json(machines::all(&server.machines)).into_response()
+    Json(server.objects.machines.all()).into_response()
 }
 
 async fn vm(State(server): State<Server>, UrlPath(name): UrlPath<String>) -> Response {
-    match machines::all(&server.machines).into_iter().find(|m| m.metadata.name.as_deref() == Some(&name)) {
+    match server.objects.machines.get(&name) {
         Some(machine) => Json(machine).into_response(),
         None => error(
             StatusCode::NOT_FOUND,

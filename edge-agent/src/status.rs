@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use edge_api::Instance;
-use edge_api::agent::{Accelerator, Application, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState};
+use edge_api::agent::{
+    Accelerator, Application, Cluster, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState,
+};
 use tokio::sync::watch;
 
 /// Name and title of the steps, in order.
@@ -112,6 +114,11 @@ impl Board {
     pub fn set_machines(&self, machines: Vec<Machine>) {
         self.edit(|status| status.machines = machines);
     }
+
+    /// Records the workload clusters.
+    pub fn set_clusters(&self, clusters: Vec<Cluster>) {
+        self.edit(|status| status.clusters = clusters);
+    }
 }
 
 /// Phase and message of a status, from its parts.
@@ -138,7 +145,9 @@ fn summary(status: &Status) -> (Phase, String) {
             if step.message.is_empty() { step.title.clone() } else { format!("{}: {}", step.title, step.message) };
         return (Phase::Installing, message);
     }
-    if let Some(machine) = status.machines.iter().find(|m| !m.ready) {
+    // What becomes of workload clusters, and so of their machines, is not part of the site's installation.
+    let machines: Vec<_> = status.machines.iter().filter(|machine| machine.cluster.is_none()).collect();
+    if let Some(machine) = machines.iter().find(|m| !m.ready) {
         return (Phase::Installing, format!("waits for virtual machine {}: {}", machine.name, machine.message));
     }
     let edit = match status.site_file.state {
@@ -146,7 +155,7 @@ fn summary(status: &Status) -> (Phase, String) {
         SiteFileState::Absent => "; the site file is gone, the last one stays in force",
         SiteFileState::Applied => "",
     };
-    let machines = match status.machines.len() {
+    let machines = match machines.len() {
         0 => String::new(),
         1 => ", 1 virtual machine runs as asked".to_owned(),
         n => format!(", {n} virtual machines run as asked"),
@@ -191,9 +200,12 @@ mod tests {
             memory_mib: 256,
             addresses: Vec::new(),
             since: None,
+            cluster: None,
         };
-        board.set_machines(vec![machine]);
+        board.set_machines(vec![machine.clone()]);
         assert_eq!(board.get().phase, Phase::Installing);
+        board.set_machines(vec![Machine { cluster: Some("shop".to_owned()), ..machine }]);
+        assert_eq!(board.get().phase, Phase::Ready, "a cluster's machine is not one of the site's");
     }
 
     #[test]

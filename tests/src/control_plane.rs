@@ -149,10 +149,9 @@ impl ControlPlane {
     /// Puts the generated CRDs of `deploy/crds` into the cluster and waits until they are served.
     pub async fn install_crds(&self) -> Result<()> {
         use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-        use kube::CustomResourceExt as _;
         let api = kube::Api::<CustomResourceDefinition>::all(self.client());
         let params = kube::api::PatchParams::apply("edge-tests").force();
-        for crd in [edge_api::Appliance::crd(), edge_api::VirtualMachine::crd(), edge_api::VirtualMachineImage::crd()] {
+        for crd in edge_api::definitions() {
             let name = crd.metadata.name.clone().unwrap_or_default();
             api.patch(&name, &params, &kube::api::Patch::Apply(&crd)).await?;
             eventually(&format!("CRD {name} to be established"), Duration::from_secs(30), || async {

@@ -236,6 +236,7 @@ fn ready() -> Status {
         memory_mib: 512,
         addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
         since: Some(at(300)),
+        cluster: None,
     };
     status.machines = vec![
         machine("client", true, "Running", "guest agent answers", &["lan 192.168.200.117/24"]),

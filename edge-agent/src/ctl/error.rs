@@ -23,6 +23,9 @@ pub enum Error {
     /// The agent cannot be asked, or said no.
     #[error(transparent)]
     Agent(#[from] edge_client::Error),
+    /// A file cannot be written.
+    #[error(transparent)]
+    Write(#[from] crate::durable::Error),
     /// A profile folder or archive is not as it has to be.
     #[error(transparent)]
     Profile(#[from] edge_profiles::Error),
@@ -56,9 +59,11 @@ impl Error {
         }
     }
 
-    /// Prints the error with its causes and what to do.
+    /// Prints the error, which may be several in a line each, with its causes and what to do.
     pub(super) fn print(&self) {
-        complain(&format!("error: {}", chain(self)));
+        for line in chain(self).lines() {
+            complain(&format!("error: {line}"));
+        }
         if let Some(hint) = self.hint() {
             complain(&format!("hint: {hint}"));
         }

@@ -1,10 +1,12 @@
-//! `edgectl`: checks and applies site files, shows what the agent does, builds profile archives.
+//! `edgectl`: checks and applies site files, shows what the agent does, looks after workload clusters, builds profile
+//! archives.
 //!
 //! One module per command. Results go to standard output, progress and errors to standard error. Exit codes: 0 done,
-//! 1 failed or invalid, 2 wrong usage, 3 (`status`, `apply --watch`) not Ready. They hold where nobody reads the result.
+//! 1 failed or invalid, 2 wrong usage, 3 (`status`, `apply --watch`, `cluster … --wait`) not Ready, or not yet gone. They hold where nobody reads the result.
 
 mod apply;
 mod check;
+mod cluster;
 mod error;
 mod logs;
 mod profile;
@@ -43,9 +45,11 @@ const EXAMPLES: &str = "Examples:
   edgectl template > unattended.yaml             a commented site file to start from
   edgectl validate unattended.yaml               every error of a site file, with its place
   edgectl apply unattended.yaml --watch          put it in force, follow until Ready
-  edgectl status                                 steps, applications, machines
+  edgectl status                                 steps, applications, machines, clusters
   edgectl logs -f                                what happens, as it happens
   edgectl vm list                                virtual machines and their addresses
+  edgectl cluster create -f shop.yaml --wait     make a workload cluster, follow until it is Running
+  edgectl cluster kubeconfig shop > shop.conf    log in to it
   edgectl profile build ./profile -o site.tar    make a profile archive of a folder
 
 `edgectl help COMMAND` tells more about a command.";
@@ -99,7 +103,7 @@ Examples:
   edgectl apply site.yaml
   edgectl apply site.yaml --watch")]
     Apply(apply::Args),
-    /// Steps, applications and machines of the appliance
+    /// Steps, applications, machines and clusters of the appliance
     #[command(after_help = "Exits with 0 where the appliance is Ready, else with 3.
 
 Examples:
@@ -115,6 +119,9 @@ Examples:
     /// Virtual machines
     #[command(subcommand)]
     Vm(vm::Command),
+    /// Workload clusters
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Profile archives
     #[command(subcommand)]
     Profile(profile::Command),
@@ -177,6 +184,7 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Status(args) => status::run(args, &client).await,
         Command::Logs(args) => logs::run(args, &client).await,
         Command::Vm(command) => vm::run(command, &client).await,
+        Command::Cluster(command) => cluster::run(command, &client).await,
         Command::Profile(command) => profile::run(command),
         Command::Registry(command) => registry::run(command, &Paths::new(cli.place.root()), &cli.place.instance),
         Command::Template => text::print(crate::site::TEMPLATE).map(|()| ExitCode::SUCCESS),

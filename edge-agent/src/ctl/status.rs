@@ -1,4 +1,4 @@
-//! `edgectl status`: steps, applications and machines, once or as they change.
+//! `edgectl status`: steps, applications, machines and clusters, once or as they change.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::error::Error;
 use super::text::{self, Cell, Paint, clean, span, table};
-use super::{Format, NOT_READY, logs, patiently};
+use super::{Format, NOT_READY, cluster, logs, patiently};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -117,6 +117,10 @@ pub fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
     out.push_str(&steps(status, now, paint));
     applications(&mut out, status, now, paint);
     machines(&mut out, status, now, paint);
+    if !status.clusters.is_empty() {
+        out.push('\n');
+        out.push_str(&cluster::list(&status.clusters, now, paint));
+    }
     out
 }
 
@@ -153,7 +157,8 @@ fn state(state: StepState, paint: Paint) -> Cell {
     Cell::painted(text, shown)
 }
 
-fn since(time: Option<Timestamp>, now: Timestamp) -> String {
+/// How long ago something was; `-` where it was not.
+pub fn since(time: Option<Timestamp>, now: Timestamp) -> String {
     time.map_or_else(|| "-".to_owned(), |time| span(time, now))
 }
 

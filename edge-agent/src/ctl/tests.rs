@@ -1,14 +1,15 @@
 //! Tests of the command line as a whole, and of what people read.
 
 use clap::CommandFactory;
-use edge_api::agent::{Accelerator, Application, LogLine, Machine, Phase, SiteFileState, Status, StepState};
+use edge_api::EdgeCluster;
+use edge_api::agent::{Accelerator, Application, Cluster, LogLine, Machine, Phase, SiteFileState, Status, StepState};
 use insta::assert_snapshot;
 use jiff::{SignedDuration, Timestamp};
 
 use super::text::Paint;
 use super::*;
-use crate::site;
 use crate::status::{Board, STEPS};
+use crate::{clusters, site};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap() + SignedDuration::from_secs(seconds)
@@ -80,13 +81,57 @@ fn status() -> Status {
         memory_mib: 512,
         addresses: vec!["wan 192.168.150.2/24".to_owned(), "lan 192.168.200.1/24".to_owned()],
         since: Some(at(0)),
+        cluster: None,
     }];
+    status.clusters = vec![Cluster::from(&shop())];
     status
 }
 
 #[test]
 fn status_as_a_table() {
     assert_snapshot!("status", status::render(&status(), at(4000), Paint::none()));
+}
+
+/// A cluster on its way, as `vm-operator` reports it.
+fn shop() -> EdgeCluster {
+    let mut shop = clusters::file::load(include_bytes!("../../../examples/cluster/shop.yaml")).unwrap();
+    shop.metadata.generation = Some(1);
+    let status = serde_json::json!({
+        "observedGeneration": 1, "phase": "Provisioning", "nodes": "0/2",
+        "conditions": [{"type": "Ready", "status": "False", "reason": "Provisioning",
+            "message": "waits for machine shop-x7k2p", "lastTransitionTime": at(100)}],
+        "tasks": [
+            {"name": "virtual address 192.168.150.40", "state": "Done", "since": at(120)},
+            {"name": "machine shop-x7k2p", "state": "Running", "since": at(130), "parts": [
+                {"name": "virtual machine", "state": "Done", "since": at(180)},
+                {"name": "bootstrap", "state": "Running", "since": at(180), "message": "kubeadm has not ended"},
+                {"name": "join", "state": "Pending"},
+            ]},
+            {"name": "layer network", "state": "Failed", "since": at(190), "message": "the API server\u{1b}[31m does not answer"},
+            {"name": "layer storage", "state": "Pending"},
+        ],
+    });
+    shop.status = Some(serde_json::from_value(status).unwrap());
+    shop
+}
+
+#[test]
+fn a_cluster_with_its_tasks() {
+    let mut shop = shop();
+    assert_snapshot!("cluster", cluster::detail(&shop, at(4000), Paint::none()));
+    let status = shop.status.as_mut().unwrap();
+    status.tasks.clear();
+    status.phase = edge_api::edge_cluster::ClusterPhase::Pending;
+    status.conditions.push(
+        serde_json::from_value(serde_json::json!({"type": "Valid", "status": "False", "reason": "Invalid",
+            "message": "spec.profile: there is no ClusterProfile `edge`\nspec.virtualIP: 192.168.150.40 is in pool `nodes`",
+            "lastTransitionTime": at(100)}))
+        .unwrap(),
+    );
+    assert_snapshot!("cluster_invalid", cluster::detail(&shop, at(4000), Paint::none()));
+    shop.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(3900)));
+    assert_snapshot!("cluster_deleting", cluster::detail(&shop, at(4000), Paint::none()));
+    assert_eq!(cluster::list(&[], at(0), Paint::none()), "no clusters\n");
 }
 
 #[test]

@@ -25,6 +25,11 @@ pub fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", clean(line));
 }
 
+/// Writes lines to standard error, as they are.
+pub fn complain_lines(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Writes JSON, indented or in one line.
 pub fn json(value: &impl Serialize, pretty: bool) -> Result<(), Error> {
     let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };

@@ -31,6 +31,7 @@ use std::path::Path;
 use base64::Engine as _;
 use edge_api::SiteConfig;
 use edge_api::agent::ValidationError;
+use serde_json::Value;
 
 pub use defaults::{effective_networks, effective_pools};
 pub use diff::{Changes, as_installed, diff};
@@ -72,13 +73,12 @@ pub fn load_bytes(bytes: &[u8]) -> Result<SiteConfig, Vec<ValidationError>> {
 pub fn load(text: &str) -> Result<SiteConfig, Vec<ValidationError>> {
     let text = syntax::text(text.as_bytes()).map_err(|error| vec![error])?;
     let mut report = Report::new(text);
-    if syntax::indentation(text, &mut report) {
-        return Err(report.finish());
-    }
-    let Some(root) = tree::parse(text, &mut report) else {
-        return Err(report.finish());
-    };
-    shape::check(&root, &mut report);
+    let blank = (
+        "at least one field, for instance `device_id: store-1`",
+        "the commented template beside the file shows every field",
+    );
+    let Some(root) = read_tree(text, blank, &mut report) else { return Err(report.finish()) };
+    shape::check(&root, schema(), &mut report);
     rules::check(&root, &mut report);
     if !report.is_empty() {
         return Err(report.finish());
@@ -88,6 +88,24 @@ pub fn load(text: &str) -> Result<SiteConfig, Vec<ValidationError>> {
         report.unplaced("a file that fits the schema but not its types", "a file that fits both");
         report.finish()
     })
+}
+
+/// Checks any other file of one YAML document against a JSON Schema, as a site file is read; `blank` is what is
+/// expected of an empty one, and a hint. Its content as JSON, without keys that have no value, or all errors at once.
+pub fn document(bytes: &[u8], schema: Value, blank: (&str, &str)) -> Result<Value, Vec<ValidationError>> {
+    let text = syntax::text(bytes).map_err(|error| vec![error])?;
+    let mut report = Report::new(text);
+    let Some(root) = read_tree(text, blank, &mut report) else { return Err(report.finish()) };
+    shape::check(&root, schema, &mut report);
+    if report.is_empty() { Ok(root.to_json(false)) } else { Err(report.finish()) }
+}
+
+/// The tree of a text; `None` where it cannot be read, which the report then tells.
+fn read_tree<'t>(text: &'t str, blank: (&str, &str), report: &mut Report<'t>) -> Option<tree::Node> {
+    if syntax::indentation(text, report) {
+        return None;
+    }
+    tree::parse(text, blank, report)
 }
 
 /// What a person should know about a valid site file: parts of it that this version accepts and does not use yet.

@@ -88,7 +88,7 @@ impl<'t> Report<'t> {
                 column: 0,
                 field: String::new(),
                 found: format!("{} more errors", self.dropped),
-                expected: "a site file".to_owned(),
+                expected: "a file without errors".to_owned(),
                 hint: Some("correct the first ones, then check again".to_owned()),
             });
         }

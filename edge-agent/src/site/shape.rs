@@ -1,6 +1,6 @@
-//! The JSON Schema of the site file, and its violations in words that a technician reads.
+//! The JSON Schema of the site file, and violations of a schema in words that a technician reads.
 //!
-//! The schema derives from the types. The validator finds what is wrong and where; what was expected is told from the
+//! Schemas derive from the types. The validator finds what is wrong and where; what was expected is told from the
 //! part of the schema at that place, so that every kind of error about a field reads the same.
 
 use edge_api::SiteConfig;
@@ -24,9 +24,8 @@ pub fn schema() -> Value {
     schema
 }
 
-/// Reports every violation of the schema.
-pub fn check(root: &Node, report: &mut Report<'_>) {
-    let mut schema = schema();
+/// Reports every violation of a schema.
+pub fn check(root: &Node, mut schema: Value, report: &mut Report<'_>) {
     without_null(&mut schema);
     let options =
         jsonschema::options().should_validate_formats(true).with_format("ipv4-cidr", |text: &str| net(text).is_some());
@@ -102,7 +101,9 @@ impl Places<'_> {
     /// The part of the schema for a pointer into the document.
     fn schema_at(&self, pointer: &str) -> &Value {
         pointer.split('/').skip(1).fold(self.resolve(self.schema), |schema, token| {
-            self.resolve(schema.pointer(&format!("/properties/{token}")).unwrap_or(&schema["items"]))
+            let named = schema.pointer(&format!("/properties/{token}"));
+            let any = ["items", "additionalProperties"].into_iter().find_map(|key| schema.get(key));
+            self.resolve(named.or(any).unwrap_or(&Value::Null))
         })
     }
 
@@ -134,15 +135,8 @@ impl Places<'_> {
     }
 
     fn meant(&self, key: &str, names: &[&str], node: &Node) -> Option<String> {
-        let plain: String = key
-            .chars()
-            .take(64)
-            .flat_map(|c| if c.is_uppercase() { vec!['_', c] } else { vec![c] })
-            .flat_map(char::to_lowercase)
-            .map(|c| if c == '-' || c == ' ' { '_' } else { c })
-            .collect();
-        let plain = plain.trim_matches('_').replace("__", "_");
-        let distance = |name: &&&str| strsim::damerau_levenshtein(&plain, name);
+        let plain = plain(key);
+        let distance = |name: &&&str| strsim::damerau_levenshtein(&plain, &self::plain(name));
         let near = names.iter().min_by_key(distance);
         if let Some(name) = near.filter(|name| distance(name) <= 1 + name.len() / 4) {
             return Some(format!("did you mean `{name}`?"));
@@ -208,6 +202,18 @@ impl Places<'_> {
     }
 }
 
+/// A name as it is compared: in small letters, its words parted by one `_`.
+fn plain(name: &str) -> String {
+    let words: String = name
+        .chars()
+        .take(64)
+        .flat_map(|c| if c.is_uppercase() { vec!['_', c] } else { vec![c] })
+        .flat_map(char::to_lowercase)
+        .map(|c| if c == '-' || c == ' ' { '_' } else { c })
+        .collect();
+    words.trim_matches('_').replace("__", "_")
+}
+
 /// What stands there, without secrets.
 pub fn found(node: &Node) -> String {
     let secret = SECRET.contains(&node.path.as_str());
@@ -238,6 +244,7 @@ fn expected_at(schema: &Value, path: &str) -> String {
 fn expected(schema: &Value) -> String {
     let string = |key| schema.get(key).and_then(Value::as_str).unwrap_or_default();
     let most = |key| schema.get(key).and_then(Value::as_u64);
+    let bound = |key| schema.get(key).and_then(Value::as_f64);
     if let Some(options) = schema.get("oneOf").and_then(Value::as_array) {
         let list: Vec<_> =
             options.iter().filter_map(|o| o.get("const").and_then(Value::as_str)).map(|o| format!("`{o}`")).collect();
@@ -250,9 +257,12 @@ fn expected(schema: &Value) -> String {
     match (string("type"), string("format"), string("pattern")) {
         ("string", "ipv4", _) => "an IPv4 address, for instance 192.168.200.1".to_owned(),
         ("string", "ipv4-cidr", _) => "an IPv4 address with prefix length, for instance 192.168.200.1/24".to_owned(),
+        ("string", _, pattern) if pattern.starts_with(r"^[0-9]+\.") => "a version, for instance 1.36.3".to_owned(),
+        ("string", _, pattern) if pattern.starts_with("^[0-9]+(-") => "numbers of CPUs, for instance 0-3,6".to_owned(),
         ("string", _, "^/") => "an absolute path, for instance /var/lib/pool".to_owned(),
         ("string", _, pattern) => {
-            let length = most("maxLength").map(|most| format!("1 to {most} ")).unwrap_or_default();
+            let least = most("minLength").unwrap_or(1);
+            let length = most("maxLength").map(|most| format!("{least} to {most} ")).unwrap_or_default();
             if pattern.starts_with("^[a-z0-9]") {
                 format!("{length}lower-case letters, digits, `-` and `.`, a letter or digit first and last")
             } else if pattern.starts_with("^[a-z]") {
@@ -263,9 +273,15 @@ fn expected(schema: &Value) -> String {
                 format!("text of {length}characters")
             }
         }
-        ("array", ..) => match most("maxItems") {
-            Some(most) => format!("a list of at most {most} items"),
-            None => "a list".to_owned(),
+        ("array", ..) => match (most("minItems"), most("maxItems")) {
+            (Some(least), Some(most)) => format!("a list of {least} to {most} items"),
+            (None, Some(most)) => format!("a list of at most {most} items"),
+            (_, None) => "a list".to_owned(),
+        },
+        ("boolean", ..) => "`true` or `false`".to_owned(),
+        ("integer", ..) => match (bound("minimum"), bound("maximum")) {
+            (Some(least), Some(most)) => format!("a whole number from {least} to {most}"),
+            _ => "a whole number".to_owned(),
         },
         ("object", ..) => {
             let names = schema.get("properties").and_then(Value::as_object);

@@ -31,7 +31,7 @@ pub fn text(bytes: &[u8]) -> Result<&str, ValidationError> {
         let (line, column) = end(str::from_utf8(valid).unwrap_or_default());
         let byte = bytes.get(valid.len()).copied().unwrap_or_default();
         let found = format!("byte 0x{byte:02x} at offset {}, which is no UTF-8 text", valid.len());
-        let hint = "save the file again with the encoding UTF-8; an archive or a picture is no site file";
+        let hint = "save the file again with the encoding UTF-8; an archive or a picture is no YAML";
         refuse(line, column, found, "UTF-8 text", hint)
     })?;
     if let Some(offset) = text.find('\0') {

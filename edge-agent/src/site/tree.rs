@@ -128,8 +128,9 @@ impl Node {
     }
 }
 
-/// Builds the tree. `None` where the text cannot be read at all; the report says why.
-pub fn parse<'t>(text: &'t str, report: &mut Report<'t>) -> Option<Node> {
+/// Builds the tree. `None` where the text cannot be read at all; the report says why. `blank` is what is expected of an
+/// empty one, and a hint.
+pub fn parse<'t>(text: &'t str, blank: (&str, &str), report: &mut Report<'t>) -> Option<Node> {
     let mut options = granit_parser::options! {
         disallow_directives: true,
         emit_unresolved_aliases: true,
@@ -139,7 +140,7 @@ pub fn parse<'t>(text: &'t str, report: &mut Report<'t>) -> Option<Node> {
     options.set_emit_comments(false);
     let mut builder =
         Builder { events: Parser::new_from_str_with_options(text, options), text, report, nodes: 0, last: START };
-    let root = builder.document();
+    let root = builder.document(blank);
     root.ok().flatten()
 }
 
@@ -157,7 +158,7 @@ struct Builder<'t, 'r> {
 }
 
 impl<'t> Builder<'t, '_> {
-    fn document(&mut self) -> Result<Option<Node>, Stop> {
+    fn document(&mut self, blank: (&str, &str)) -> Result<Option<Node>, Stop> {
         let mut root = None;
         loop {
             let (event, span) = self.next()?;
@@ -168,7 +169,7 @@ impl<'t> Builder<'t, '_> {
                         "",
                         "a second document",
                         "one document",
-                        Some("the line `---` starts another document; remove it and what does not belong to this site"),
+                        Some("the line `---` starts another document; remove it and what does not belong here"),
                     );
                     return Err(Stop);
                 }
@@ -191,8 +192,8 @@ impl<'t> Builder<'t, '_> {
             START,
             "",
             if self.text.trim().is_empty() { "an empty file" } else { "nothing but comments" },
-            "at least one field, for instance `device_id: store-1`",
-            Some("the commented template beside the file shows every field"),
+            blank.0,
+            Some(blank.1),
         );
         Err(Stop)
     }
