@@ -423,6 +423,46 @@ async fn endpoints_are_checked() -> Result<()> {
     Ok(())
 }
 
+/// An address of this host, for as long as this lives.
+struct OwnAddress(String);
+
+impl OwnAddress {
+    fn take(address: &str) -> Result<Self> {
+        let own = Self(format!("{address}/32"));
+        own.change("add")?;
+        Ok(own)
+    }
+
+    fn change(&self, verb: &str) -> Result<()> {
+        let done = std::process::Command::new("ip").args(["address", verb, &self.0, "dev", "lo"]).status()?;
+        anyhow::ensure!(done.success(), "ip address {verb} {}: {done}", self.0);
+        Ok(())
+    }
+}
+
+impl Drop for OwnAddress {
+    fn drop(&mut self) {
+        if let Err(error) = self.change("del") {
+            println!("{error:#}");
+        }
+    }
+}
+
+/// Somebody has the virtual address already: nothing is made for the cluster until they are gone.
+#[tokio::test]
+async fn an_endpoint_that_answers_is_in_use() -> Result<()> {
+    let site = start(38).await?;
+    let address = format!("{}.10", subnet(38));
+    let stranger = OwnAddress::take(&address)?;
+    clusters(&site, &[("one", Some(&address))]).await?;
+    let refused = reason::<LibvirtCluster>(&site, "one", "AddressInUse").await?;
+    assert!(message(&serde_json::to_value(&refused)?).contains(&address));
+    assert_eq!(refused.status.and_then(|s| s.initialization), None);
+    drop(stranger);
+    provisioned(&site, "one").await?;
+    Ok(())
+}
+
 /// Many machines at once, with their bootstrap data: none is forgotten, and each costs a bounded number of writes.
 #[tokio::test]
 #[ignore = "long: 150 machines on one API server"]

@@ -1,7 +1,10 @@
-//! The way of a cluster: owner → pause → endpoint → check → virtual router ID → status. It stays while a machine of it
-//! is there.
+//! The way of a cluster: owner → pause → endpoint → check → virtual router ID → probe → status. It stays while a machine
+//! of it is there.
 
-use edge_api::cluster_api::{FailureDomain, Initialization};
+use std::borrow::Cow;
+use std::net::Ipv4Addr;
+
+use edge_api::cluster_api::{FailureDomain, Initialization, LABEL_CONTROL_PLANE};
 use edge_api::libvirt_cluster::LibvirtClusterStatus;
 use edge_api::names::FINALIZER;
 use edge_api::{LibvirtCluster, LibvirtMachine};
@@ -10,6 +13,7 @@ use kube::api::ListParams;
 use kube::runtime::controller::Action as Next;
 use serde_json::json;
 
+use super::probe;
 use super::validate::{self, Claimant, Site};
 use crate::cluster_api::pool::allocate::{self, ValidatedPool};
 use crate::cluster_api::provider::{
@@ -46,7 +50,12 @@ impl Provide for LibvirtCluster {
         if self.metadata.deletion_timestamp.is_some() {
             return leave(self, provider).await;
         }
+        let mut next = provider.resync();
         let (object, ready) = match ensure(self, cluster.as_ref(), provider).await? {
+            Ok(object) if let Some((occupied, again)) = occupied(&object, provider).await => {
+                next = again;
+                (object, occupied)
+            }
             Ok(object) => {
                 let message = format!(
                     "the control plane answers at {}, virtual router {}",
@@ -59,8 +68,35 @@ impl Provide for LibvirtCluster {
         };
         let appliance = object.spec.appliance.clone();
         publish(&provider.context, &object, |old, generation| status(old, generation, &ready, &appliance)).await?;
-        Ok(provider.resync())
+        Ok(next)
     }
+}
+
+/// Whether somebody has the endpoint's address who cannot be the cluster, and when to ask again: no event tells when the
+/// address is free. Once a machine of the control plane is there, whoever answers may be that.
+async fn occupied(object: &LibvirtCluster, provider: &Provider) -> Option<(Finding, Next)> {
+    const REASON: &str = "AddressInUse";
+    let endpoint = object.spec.control_plane_endpoint.as_ref()?;
+    let address: Ipv4Addr = endpoint.host.parse().ok()?;
+    let is_begun = || {
+        let name = cluster_name(object);
+        let of_control_plane = |m: &LibvirtMachine| m.labels().contains_key(LABEL_CONTROL_PLANE);
+        let machines = list(&provider.stores.machines, |m| cluster_label(&m.metadata) == name && of_control_plane(m));
+        !machines.is_empty()
+    };
+    if claimant(object).provisioned || is_begun() {
+        return None;
+    }
+    let key = (Cow::Borrowed(REASON), object.name_any());
+    if !probe::is_answered(address, endpoint.port).await {
+        provider.context.backoff.reset(&key);
+        return None;
+    }
+    let message = format!(
+        "somebody answers at {address} already, the virtual IP address of the control plane; choose another one, or \
+         turn that off"
+    );
+    Some((Finding::no(REASON, message), Next::requeue(provider.context.backoff.fail(key))))
 }
 
 fn status(
