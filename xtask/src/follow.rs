@@ -6,13 +6,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use edge_api::agent::{Phase, SiteFileState, Status, Step, StepState};
+use edge_api::agent::{Cluster, Phase, SiteFileState, Status, Step, StepState};
+use edge_api::edge_cluster::{ClusterPhase, TaskState};
 use edge_client::{Client, Event};
 
 use crate::table::human;
 
 /// The agent looks at a change at once: a Ready that lasts this long is about it.
 const SETTLE: Duration = Duration::from_secs(5);
+/// A cluster that makes sense does not stay pending for this long.
+const REFUSED: Duration = Duration::from_mins(1);
 /// How often time itself is looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -25,6 +28,13 @@ pub struct Limits {
     pub ready: Duration,
     /// Attempts of one step before it is given up here; the agent goes on.
     pub attempts: u32,
+}
+
+impl Limits {
+    /// For workload clusters; an emulated host needs a quarter of an hour for a small one.
+    pub fn clusters() -> Self {
+        Self { ready: Duration::from_hours(1), ..Self::default() }
+    }
 }
 
 impl Default for Limits {
@@ -49,6 +59,29 @@ enum Verdict {
 /// # Errors
 /// A step that failed, with its reason and what to do; a site file that is refused; an agent that ended; time.
 pub fn until_ready(socket: &Path, limits: Limits, moving: bool, alive: impl Fn() -> bool) -> Result<Status> {
+    follow(socket, limits, moving, &[], alive)
+}
+
+/// Waits until workload clusters are ready; prints their tasks.
+///
+/// # Errors
+/// A cluster that is refused; an agent that ended; time, with what is waited for.
+pub fn until_clusters_are_ready(
+    socket: &Path,
+    limits: Limits,
+    clusters: &[String],
+    alive: impl Fn() -> bool,
+) -> Result<Status> {
+    follow(socket, limits, false, clusters, alive)
+}
+
+fn follow(
+    socket: &Path,
+    limits: Limits,
+    moving: bool,
+    clusters: &[String],
+    alive: impl Fn() -> bool,
+) -> Result<Status> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let start = Instant::now();
     let mut wait = Wait {
@@ -58,6 +91,7 @@ pub fn until_ready(socket: &Path, limits: Limits, moving: bool, alive: impl Fn()
         last: None,
         settle: moving.then_some(SETTLE),
         ready_since: None,
+        clusters,
     };
     runtime.block_on(async {
         let client = Client::new(socket);
@@ -76,7 +110,7 @@ pub fn until_ready(socket: &Path, limits: Limits, moving: bool, alive: impl Fn()
 /// Judges every status of one connection, and the last one again at every tick; none where the connection ended.
 async fn connection(
     client: &Client,
-    wait: &mut Wait,
+    wait: &mut Wait<'_>,
     answered: &mut Instant,
 ) -> Result<Option<Result<Status>>, edge_client::Error> {
     let mut events = client.events().await?;
@@ -96,7 +130,7 @@ async fn connection(
     }
 }
 
-struct Wait {
+struct Wait<'w> {
     limits: Limits,
     start: Instant,
     printer: Printer,
@@ -104,16 +138,27 @@ struct Wait {
     /// How long a Ready must last.
     settle: Option<Duration>,
     ready_since: Option<Instant>,
+    /// Clusters to wait for; none where the appliance itself is meant.
+    clusters: &'w [String],
 }
 
-impl Wait {
+impl Wait<'_> {
     fn judge(&mut self, status: Option<Status>) -> Option<Result<Status>> {
         if let Some(status) = status {
-            self.printer.show(&status);
+            if self.clusters.is_empty() {
+                self.printer.show(&status);
+            } else {
+                self.printer.show_clusters(&status, self.clusters);
+            }
             self.last = Some(status);
         }
         let status = self.last.as_ref()?;
-        match verdict(status, self.start.elapsed(), self.limits) {
+        let verdict = if self.clusters.is_empty() {
+            verdict(status, self.start.elapsed(), self.limits)
+        } else {
+            clusters_verdict(status, self.start.elapsed(), self.clusters)
+        };
+        match verdict {
             Verdict::Ready => {
                 let since = *self.ready_since.get_or_insert_with(Instant::now);
                 let settled = self.settle.is_none_or(|settle| since.elapsed() >= settle);
@@ -122,7 +167,7 @@ impl Wait {
             Verdict::GiveUp(why) => Some(Err(anyhow!(why))),
             Verdict::Wait => {
                 (self.ready_since, self.settle) = (None, None);
-                (self.start.elapsed() > self.limits.ready).then(|| Err(late(status, self.limits)))
+                (self.start.elapsed() > self.limits.ready).then(|| Err(late(status, self.limits, self.clusters)))
             }
         }
     }
@@ -160,7 +205,25 @@ fn verdict(status: &Status, waited: Duration, limits: Limits) -> Verdict {
     if status.phase == Phase::Ready { Verdict::Ready } else { Verdict::Wait }
 }
 
-fn late(status: &Status, limits: Limits) -> anyhow::Error {
+fn clusters_verdict(status: &Status, waited: Duration, names: &[String]) -> Verdict {
+    let mut verdict = Verdict::Ready;
+    for name in names {
+        match status.clusters.iter().find(|cluster| cluster.name == *name) {
+            Some(cluster) if cluster.ready => {}
+            Some(Cluster { phase: ClusterPhase::Pending, message, .. }) if waited > REFUSED => {
+                return Verdict::GiveUp(format!("cluster {name} is not made: {message}"));
+            }
+            _ => verdict = Verdict::Wait,
+        }
+    }
+    verdict
+}
+
+fn late(status: &Status, limits: Limits, clusters: &[String]) -> anyhow::Error {
+    let waiting = |cluster: &&Cluster| !cluster.ready && clusters.contains(&cluster.name);
+    if let Some(cluster) = status.clusters.iter().find(waiting) {
+        return anyhow!("cluster {} is not ready after {}: {}", cluster.name, human(limits.ready), cluster.message);
+    }
     let step = status.steps.iter().find(|step| step.state != StepState::Ready);
     let what = step.map_or_else(
         || status.message.clone(),
@@ -210,6 +273,31 @@ impl Printer {
             let addresses = machine.addresses.join(", ");
             let text = format!("  machine {}: {} {addresses}", machine.name, machine.phase);
             self.line(&format!("machine/{}", machine.name), text.trim_end());
+        }
+    }
+
+    fn show_clusters(&mut self, status: &Status, names: &[String]) {
+        for cluster in status.clusters.iter().filter(|cluster| names.contains(&cluster.name)) {
+            let name = &cluster.name;
+            for task in &cluster.tasks {
+                self.task(&format!("{name}/{}", task.name), &task.name, task.state, &task.message);
+                for part in &task.parts {
+                    let key = format!("{name}/{}/{}", task.name, part.name);
+                    self.task(&key, &format!("  {}", part.name), part.state, &part.message);
+                }
+            }
+            let verdict = if cluster.ready { "ready" } else { &cluster.message };
+            self.line(name, &format!("cluster {name} ({:?}): {verdict}", cluster.phase));
+        }
+    }
+
+    /// A task that is waited for tells more and more; one line for each state is enough here.
+    fn task(&mut self, key: &str, name: &str, state: TaskState, message: &str) {
+        match state {
+            TaskState::Pending => {}
+            TaskState::Running => self.line(key, &format!("  {name}: started")),
+            TaskState::Done => self.line(key, &format!("  {name}: done")),
+            TaskState::Failed => self.line(key, &format!("  {name}: failed: {message}")),
         }
     }
 

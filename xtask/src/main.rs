@@ -2,7 +2,7 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `up` | prepares the host, builds what is missing, starts the agent and follows it until the appliance is ready |
+//! | `up` | prepares the host, builds what is missing, starts the agent and follows it until appliance and workload clusters are ready |
 //! | `down` | removes one instance and nothing else |
 //! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out |
 //! | `bench` | times a machine against a bare script |
@@ -13,6 +13,7 @@
 mod agent;
 mod build;
 mod ci;
+mod clusters;
 mod command;
 mod down;
 mod follow;
@@ -49,9 +50,12 @@ enum Task {
         /// Instance name: 1 to 9 lower-case letters and digits
         #[arg(long, default_value_t)]
         instance: Instance,
-        /// Folder with unattended.yaml and profile/
+        /// Folder with unattended.yaml, profile/ and clusters/
         #[arg(long, default_value = "examples/site")]
         site: PathBuf,
+        /// Without the workload clusters of the site's folder clusters/
+        #[arg(long)]
+        no_cluster: bool,
     },
     /// Removes an instance and, with the last one, stops the services that were started for it
     Down {
@@ -80,7 +84,9 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
-        Task::Up { plain, instance, site } => up::run(&up::Options { plain, instance, site }),
+        Task::Up { plain, instance, site, no_cluster } => {
+            up::run(&up::Options { plain, instance, site, clusters: !no_cluster })
+        }
         Task::Down { instance } => down::run(&instance),
         Task::Test { fast, long } => test::run(if fast {
             test::Scope::Fast

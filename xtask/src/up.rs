@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use edge_api::Instance;
 
 use crate::agent::Agent;
+use crate::clusters::{self, Wanted};
 use crate::command::{command, tail};
 use crate::follow::{self, Limits};
 use crate::host::{Holder, Host};
@@ -21,8 +22,10 @@ pub struct Options {
     pub plain: bool,
     /// Which instance.
     pub instance: Instance,
-    /// Folder with the site file and the profile.
+    /// Folder with the site file, the profile and the clusters.
     pub site: PathBuf,
+    /// Whether the site's workload clusters are made as well.
+    pub clusters: bool,
 }
 
 /// What a host needs before an agent or a test can run.
@@ -69,6 +72,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     let agent = Agent::of(&options.instance);
     let updated = agent.install(&prepared.bin, &prepared.bundle)?;
+    let wanted = if options.clusters { clusters::read(&site.join("clusters"))? } else { Vec::new() };
     let conf = site::install(&site, &agent.root.join("conf"), &agent.program("edgectl"))?;
     for note in &conf.notes {
         println!("{note}");
@@ -79,7 +83,14 @@ pub fn run(options: &Options) -> Result<()> {
     }
     // Others may prepare while this one waits.
     drop(prepared);
-    if plain { follow_plainly(&agent, conf.changed || started, start) } else { console(&agent) }
+    if plain {
+        follow_plainly(&agent, conf.changed || started, start)?;
+        clusters::ensure(&agent, &wanted, start)?;
+        print_where(&agent, &wanted);
+        Ok(())
+    } else {
+        console(&agent, &wanted)
+    }
 }
 
 fn follow_plainly(agent: &Agent, moving: bool, start: Instant) -> Result<()> {
@@ -101,23 +112,34 @@ fn follow_plainly(agent: &Agent, moving: bool, start: Instant) -> Result<()> {
         )
     })?;
     println!("{} is ready after {}", status.device_id.as_deref().unwrap_or("the appliance"), human(start.elapsed()));
-    print_where(agent);
     Ok(())
 }
 
-fn print_where(agent: &Agent) {
+fn print_where(agent: &Agent, clusters: &[Wanted]) {
     let root = agent.root.display();
     println!("  status:   {root}/bin/edgectl --root {root} status");
     println!("  console:  {root}/bin/edge-tui --root {root}");
     println!("  cluster:  KUBECONFIG={root}/kube/admin.conf kubectl get vm,pods -A");
+    for cluster in clusters {
+        println!("  {}: {root}/bin/edgectl --root {root} cluster kubeconfig {0}", cluster.name);
+    }
     println!("  log:      {root}/edge.log");
     println!("  remove:   cargo xtask down --instance {}", agent.instance);
 }
 
-/// Becomes the console.
-fn console(agent: &Agent) -> Result<()> {
+/// Shows the console; clusters that are not there yet are asked for as soon as the appliance can make them.
+fn console(agent: &Agent, clusters: &[Wanted]) -> Result<()> {
     let mut tui = command(agent.program("edge-tui"));
     tui.arg("--socket").arg(agent.socket()).stdin(std::process::Stdio::inherit());
-    let error = tui.exec();
-    Err(error).with_context(|| format!("cannot run {}", Path::new(tui.get_program()).display()))
+    let shown = || format!("cannot run {}", Path::new(tui.get_program()).display());
+    if clusters.is_empty() {
+        let context = shown();
+        return Err(tui.exec()).context(context);
+    }
+    let context = shown();
+    let mut screen = tui.spawn().context(context)?;
+    let asked = clusters::ask_quietly(agent, clusters, || matches!(screen.try_wait(), Ok(None)));
+    let status = screen.wait()?;
+    anyhow::ensure!(status.success(), "edge-tui: {status}");
+    asked
 }

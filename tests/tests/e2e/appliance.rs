@@ -41,8 +41,15 @@ impl Appliance {
         Ok(Self { instance, root, site, wan, lan })
     }
 
-    /// `cargo xtask up --plain` for this instance; its output is shown.
+    /// `cargo xtask up --plain --no-cluster` for this instance; its output is shown.
     pub fn up(&self) -> Result<Command> {
+        let mut up = self.up_with_clusters()?;
+        up.arg("--no-cluster");
+        Ok(up)
+    }
+
+    /// `cargo xtask up --plain` for this instance; its output is shown.
+    pub fn up_with_clusters(&self) -> Result<Command> {
         let mut up = xtask()?;
         up.args(["up", "--plain", "--instance", self.instance.as_str(), "--site"]).arg(self.site.dir());
         Ok(up)

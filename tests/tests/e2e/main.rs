@@ -5,6 +5,7 @@
 
 mod appliance;
 mod bad_input;
+mod floor;
 mod guest;
 mod network;
 mod preflight;
@@ -12,6 +13,7 @@ mod registry;
 mod restart;
 mod site;
 mod steady;
+mod workload;
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +44,7 @@ async fn from_nothing_to_ready_and_back() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let baseline = phase("baseline", async { baseline() }).await?;
     let appliance = Appliance::new("e2e", 151, 201)?;
-    let outcome = scenario(&appliance).await;
+    let outcome = Box::pin(scenario(&appliance)).await;
     if outcome.is_err() {
         appliance.print_state();
     }
@@ -85,7 +87,32 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
     phase("up again writes nothing", steady::up_again(appliance)).await?;
     phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
     phase("an edited range is followed", network::range_is_followed(appliance)).await?;
-    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await
+    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await?;
+    Box::pin(workload_cluster(appliance)).await
+}
+
+async fn workload_cluster(appliance: &Appliance) -> Result<()> {
+    let before = Inventory::libvirt()?;
+    let ours = phase("a workload cluster", workload::up(appliance)).await?;
+    phase("every task of the cluster is done", workload::every_task_is_done(appliance)).await?;
+    phase("a pod answers, with a volume of its own", Box::pin(workload::a_pod_answers(appliance))).await?;
+    phase("every image is the bundle's", workload::images_are_the_bundles(appliance)).await?;
+    floor::keep_the_image(appliance).await?;
+    let image = |item: &str| item.starts_with("volume: ") && item.contains("/pcg-img-");
+    phase("the cluster is deleted", workload::deleted_without_a_trace(appliance, &before, image)).await?;
+    let bare = phase("a bare script makes the same", floor::measure(appliance)).await?;
+    floor::drop_the_image(appliance).await?;
+    let difference = before.difference(&Inventory::libvirt()?);
+    anyhow::ensure!(difference.is_empty(), "libvirt differs:\n{difference}");
+    for (stage, ours, bare) in [
+        ("first QEMU process", ours.first_process, bare.first_process),
+        ("API server answers", ours.api_server, bare.api_server),
+        ("all nodes ready", ours.nodes, bare.nodes),
+    ] {
+        let (ours, bare) = (ours.as_secs_f64(), bare.as_secs_f64());
+        println!("    {stage:20} EdgeCluster {ours:6.1} s, bare script {bare:6.1} s, ratio {:.2}", ours / bare);
+    }
+    Ok(())
 }
 
 async fn every_step_is_ready(appliance: &Appliance) -> Result<()> {

@@ -22,6 +22,11 @@ impl Site {
         let text = replace(&text, "192.168.150.", &format!("192.168.{wan}."))?;
         let text = replace(&text, "192.168.200.", &format!("192.168.{lan}."))?;
         fs::write(&file, replace(&text, "device_id: store-1", &format!("device_id: {device}"))?)?;
+        for moved in ["clusters/shop.yaml", "profile/addresses/addresses.yaml"] {
+            let file = site.dir().join(moved);
+            let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            fs::write(&file, replace(&text, "192.168.150.", &format!("192.168.{wan}."))?)?;
+        }
         Ok(site)
     }
 
