@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const SHOP: &str = include_str!("../../examples/cluster/shop.yaml");
+const SHOP: &str = include_str!("../../examples/site/clusters/shop.yaml");
 
 /// Seconds that the agent's clock is ahead.
 static AHEAD: AtomicI64 = AtomicI64::new(0);

@@ -78,7 +78,7 @@ fn close(schema: &mut Value) {
 mod tests {
     use super::*;
 
-    const SHOP: &str = include_str!("../../../examples/cluster/shop.yaml");
+    const SHOP: &str = include_str!("../../../examples/site/clusters/shop.yaml");
 
     fn errors(text: &str) -> Vec<(u32, String, String, Option<String>)> {
         let errors = load(text.as_bytes()).unwrap_err();

@@ -108,7 +108,7 @@ mod tests {
     use crate::clusters::file;
 
     fn shop(phase: ClusterPhase) -> EdgeCluster {
-        let mut shop = file::load(include_bytes!("../../../examples/cluster/shop.yaml")).unwrap();
+        let mut shop = file::load(include_bytes!("../../../examples/site/clusters/shop.yaml")).unwrap();
         shop.metadata.resource_version = Some("7".to_owned());
         shop.status.get_or_insert_default().phase = phase;
         shop

@@ -94,7 +94,7 @@ fn status_as_a_table() {
 
 /// A cluster on its way, as `vm-operator` reports it.
 fn shop() -> EdgeCluster {
-    let mut shop = clusters::file::load(include_bytes!("../../../examples/cluster/shop.yaml")).unwrap();
+    let mut shop = clusters::file::load(include_bytes!("../../../examples/site/clusters/shop.yaml")).unwrap();
     shop.metadata.generation = Some(1);
     let status = serde_json::json!({
         "observedGeneration": 1, "phase": "Provisioning", "nodes": "0/2",

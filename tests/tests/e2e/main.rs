@@ -130,7 +130,7 @@ async fn every_step_is_ready(appliance: &Appliance) -> Result<()> {
         println!("    {:20} {:.1} s", step.name, finished.duration_since(started).as_secs_f64());
     }
     let layers: Vec<_> = status.applications.iter().map(|layer| (layer.name.as_str(), layer.state)).collect();
-    let ready = ["web", "site-info", "router", "client"].map(|name| (name, StepState::Ready));
+    let ready = ["web", "site-info", "addresses", "router", "client"].map(|name| (name, StepState::Ready));
     anyhow::ensure!(layers == ready, "{layers:?}");
     let since: Vec<_> = status.applications.iter().map(|layer| layer.since).collect();
     anyhow::ensure!(since.is_sorted(), "layers became ready out of order: {since:?}");
