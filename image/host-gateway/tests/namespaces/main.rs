@@ -1,75 +1,18 @@
-//! Routes and masquerading in network namespaces of the test's own, with packets. Needs root.
+//! The node's network in namespaces of the test's own, with packets and with a real API server. Needs root.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "this is a test")]
 
-use std::fs::File;
-use std::future::Future;
+mod namespace;
+mod node;
+
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::time::Duration;
 
 use host_gateway::plan::{Changes, Routes};
 use host_gateway::{masquerade, routes};
-use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace; gone with the last that holds it.
-struct Namespace(File);
-
-impl Namespace {
-    fn new() -> Self {
-        let made = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            Self(File::open("/proc/thread-self/ns/net").unwrap())
-        });
-        let namespace = made.join().unwrap();
-        namespace.ip("link set lo up");
-        namespace
-    }
-
-    /// One with the subnet 192.0.2.0/24, alone in it.
-    fn with_subnet() -> Self {
-        let namespace = Self::new();
-        namespace.connect(("eth0", "192.0.2.1/24"), &namespace, ("peer", "198.18.0.1/32"));
-        namespace
-    }
-
-    /// Works inside, on a thread of its own.
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let inside = || {
-            setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        };
-        std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
-    }
-
-    fn run<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> T {
-        self.enter(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(work())
-        })
-    }
-
-    fn ip(&self, arguments: &str) {
-        let run = || Command::new("ip").args(arguments.split(' ')).output().unwrap();
-        let output = self.enter(run);
-        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// A cable from here to there, each end with its name and address.
-    fn connect(&self, (name, address): (&str, &str), there: &Self, (peer, peer_address): (&str, &str)) {
-        let namespace = format!("/proc/{}/fd/{}", std::process::id(), there.0.as_raw_fd());
-        self.ip(&format!("link add {name} type veth peer name {peer} netns {namespace}"));
-        for (side, name, address) in [(self, name, address), (there, peer, peer_address)] {
-            side.ip(&format!("address add {address} dev {name}"));
-            side.ip(&format!("link set {name} up"));
-        }
-    }
-
-    fn socket(&self, address: &str) -> UdpSocket {
-        self.enter(|| UdpSocket::bind(address).unwrap())
-    }
-}
+use crate::namespace::Namespace;
 
 fn routes(list: &[(&str, &str)]) -> Routes {
     list.iter().map(|(net, via)| (net.parse().unwrap(), via.parse().unwrap())).collect()
