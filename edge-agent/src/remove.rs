@@ -7,10 +7,11 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use edge_api::agent::Cluster;
 use edge_api::names::NAMESPACE;
-use edge_api::{Appliance, Instance, VirtualMachine, VirtualMachineImage};
+use edge_api::{Appliance, EdgeCluster, Instance, VirtualMachine, VirtualMachineImage};
 use kube::api::{DeleteParams, DynamicObject, ListParams};
-use kube::core::{ApiResource, GroupVersionKind};
+use kube::core::{ApiResource, GroupVersionKind, NamespaceResourceScope};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -29,6 +30,8 @@ const API_DEADLINE: Duration = Duration::from_secs(150);
 const GONE_DEADLINE: Duration = Duration::from_mins(4);
 /// Longest wait for whole clusters: their nodes are drained one after another.
 const CLUSTERS_DEADLINE: Duration = Duration::from_mins(15);
+/// How often it is said what is still there.
+const REMINDER: Duration = Duration::from_secs(30);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -150,7 +153,8 @@ fn remove_root(paths: &Paths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Deletes machines, images and the appliance, in this order, and waits until vm-operator has let each go.
+/// Deletes workload clusters, machines, images and the appliance, in this order, and waits until vm-operator has let each
+/// go.
 async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: Option<bool>) -> Result<(), String> {
     if running.is_none() || !paths.kubeconfig().exists() {
         return Err(
@@ -162,13 +166,23 @@ async fn remove_objects(paths: &Paths, docker: &Docker, node: &str, running: Opt
         say("started the stopped system cluster for its machines to be removed");
     }
     let client = connect(paths).await?;
-    // Clusters first: they would make machines that are missing again.
+    remove_from_cluster(&client).await
+}
+
+async fn remove_from_cluster(client: &kube::Client) -> Result<(), String> {
+    fn all<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(client: &kube::Client) -> Api<K> {
+        Api::namespaced(client.clone(), NAMESPACE)
+    }
+    // Clusters first: they would make machines that are missing again; and ours before those of Cluster API, for the same
+    // reason.
+    let told = |cluster: &EdgeCluster| format!("{} ({})", cluster.name_any(), Cluster::from(cluster).message);
+    remove_all(&all::<EdgeCluster>(client), "workload cluster", CLUSTERS_DEADLINE, told).await?;
     let clusters = ApiResource::from_gvk(&GroupVersionKind::gvk("cluster.x-k8s.io", "v1beta2", "Cluster"));
     let clusters: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &clusters);
-    remove_all(&clusters, "cluster", CLUSTERS_DEADLINE).await?;
-    remove_all::<VirtualMachine>(&Api::namespaced(client.clone(), NAMESPACE), "virtual machine", GONE_DEADLINE).await?;
-    remove_all::<VirtualMachineImage>(&Api::namespaced(client.clone(), NAMESPACE), "image", GONE_DEADLINE).await?;
-    remove_all::<Appliance>(&Api::namespaced(client, NAMESPACE), "appliance", GONE_DEADLINE).await
+    remove_all(&clusters, "cluster", CLUSTERS_DEADLINE, ResourceExt::name_any).await?;
+    remove_all(&all::<VirtualMachine>(client), "virtual machine", GONE_DEADLINE, ResourceExt::name_any).await?;
+    remove_all(&all::<VirtualMachineImage>(client), "image", GONE_DEADLINE, ResourceExt::name_any).await?;
+    remove_all(&all::<Appliance>(client), "appliance", GONE_DEADLINE, ResourceExt::name_any).await
 }
 
 async fn connect(paths: &Paths) -> Result<kube::Client, String> {
@@ -188,11 +202,13 @@ async fn connect(paths: &Paths) -> Result<kube::Client, String> {
     }
 }
 
-async fn remove_all<K>(api: &Api<K>, what: &str, deadline: Duration) -> Result<(), String>
+/// Deletes all objects of one kind and waits until they are gone. `told` is how one that is still there is told of.
+async fn remove_all<K>(api: &Api<K>, what: &str, deadline: Duration, told: impl Fn(&K) -> String) -> Result<(), String>
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let begun = Instant::now();
+    let mut reminded = begun;
     let mut known: Vec<String> = Vec::new();
     loop {
         let objects = match api.list(&ListParams::default()).await {
@@ -215,9 +231,13 @@ where
                 Ok(_) => {}
             }
         }
+        let left = || objects.iter().map(&told).collect::<Vec<_>>().join(", ");
         if begun.elapsed() > deadline {
-            let seconds = deadline.as_secs();
-            return Err(format!("after {seconds} s still there: {what} {}", names.join(", ")));
+            return Err(format!("after {} s still there: {what} {}", deadline.as_secs(), left()));
+        }
+        if reminded.elapsed() > REMINDER {
+            say(&format!("waits for {what} {}", left()));
+            reminded = Instant::now();
         }
         known = names;
         tokio::time::sleep(Duration::from_millis(500)).await;

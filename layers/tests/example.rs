@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use edge_api::agent::{Application, StepState};
 use edge_api::names::NAMESPACE;
-use edge_api::{VirtualMachine, VirtualMachineImage};
+use edge_api::{IPPool, VirtualMachine, VirtualMachineImage};
 use edge_layers::{Context, Helm, Report, apply};
 use edge_profiles::{
     Limits, RenderContext, RenderedLayer, SiteProperties, build_archive, load, publish_archive, render,
@@ -101,6 +101,7 @@ async fn the_example_is_applied_and_followed() {
     let layers = rendered(scratch.path(), "192.168.200.150");
     let controllers = async {
         make_ready::<Deployment>(client.clone(), "web", "web").await;
+        make_ready::<IPPool>(client.clone(), NAMESPACE, "nodes").await;
         make_ready::<VirtualMachineImage>(client.clone(), NAMESPACE, "router-aaaaaaaaaaaa").await;
         make_ready::<VirtualMachine>(client.clone(), NAMESPACE, "router").await;
         make_ready::<VirtualMachineImage>(client.clone(), NAMESPACE, "tiny-bbbbbbbbbbbb").await;
@@ -114,6 +115,7 @@ async fn the_example_is_applied_and_followed() {
         [
             "Release web/web",
             "ConfigMap default/site-info",
+            "IPPool pcg-edge-system/nodes",
             "VirtualMachineImage pcg-edge-system/router-aaaaaaaaaaaa",
             &format!("Secret pcg-edge-system/{files}"),
             "VirtualMachine pcg-edge-system/router",

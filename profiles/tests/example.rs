@@ -66,7 +66,7 @@ fn the_example_goes_all_the_way() {
     assert_eq!(summary.name, "example-store");
     assert_eq!(
         summary.layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(),
-        ["web", "site-info", "router", "client"]
+        ["web", "site-info", "addresses", "router", "client"]
     );
     assert_eq!(summary.layers[0].version.as_deref(), Some("1.0.0"));
 
@@ -79,7 +79,7 @@ fn the_example_goes_all_the_way() {
 
     let layers = render(&load(&published.dir).unwrap(), &context()).unwrap();
     let kinds: Vec<_> = layers.iter().map(|l| l.kind).collect();
-    assert_eq!(kinds, [LayerKind::Chart, LayerKind::Manifest, LayerKind::Vm, LayerKind::Vm]);
+    assert_eq!(kinds, [LayerKind::Chart, LayerKind::Manifest, LayerKind::Manifest, LayerKind::Vm, LayerKind::Vm]);
 
     let Content::Chart { chart_dir, release, namespace, values } = &layers[0].content else { panic!("no chart") };
     assert!(chart_dir.join("Chart.yaml").is_file());
@@ -91,7 +91,9 @@ fn the_example_goes_all_the_way() {
     assert_eq!(info["metadata"]["labels"]["pcg-edge.io/layer"], "site-info");
     assert_eq!(info["metadata"]["labels"]["pcg-edge.io/profile"], "example-store");
 
-    let router = objects(&layers[2]);
+    assert_eq!(of_kind(objects(&layers[2]), "IPPool")["spec"]["gateway"], context().site.wan_gateway.unwrap());
+
+    let router = objects(&layers[3]);
     let image = of_kind(router, "VirtualMachineImage");
     assert_eq!(image["metadata"]["name"], "router-aaaaaaaaaaaa");
     assert_eq!(image["spec"]["artifact"], format!("pcg-edge.io/vm/router@sha256:{}", "a".repeat(64)));
@@ -121,7 +123,7 @@ fn the_example_goes_all_the_way() {
     ] {
         assert!(config.contains(part), "{part} is missing in\n{config}");
     }
-    assert_eq!(of_kind(objects(&layers[3]), "VirtualMachine")["spec"]["memoryMiB"], 192);
+    assert_eq!(of_kind(objects(&layers[4]), "VirtualMachine")["spec"]["memoryMiB"], 192);
 }
 
 #[test]
@@ -135,8 +137,8 @@ fn only_what_changed_has_another_digest() {
     changed.site.dhcp_end = Some("192.168.200.200".to_owned());
     let after = digests(&changed);
     let same: Vec<_> = before.iter().zip(&after).map(|(a, b)| a == b).collect();
-    // web and client do not use the range; site-info and router do.
-    assert_eq!(same, [true, false, false, true]);
+    // web, addresses and client do not use the range; site-info and router do.
+    assert_eq!(same, [true, false, true, false, true]);
 }
 
 #[test]

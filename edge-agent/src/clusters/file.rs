@@ -30,7 +30,8 @@ pub fn load(bytes: &[u8]) -> Result<EdgeCluster, Vec<ValidationError>> {
     Ok(cluster)
 }
 
-/// The schema that the API server has, without what it lets pass: unknown fields, and fields that it sets itself.
+/// The schema that the API server has, without what it lets pass: unknown fields, and fields that it sets itself. A name
+/// has room behind it for those of machines.
 fn schema() -> Value {
     let definition = serde_json::to_value(EdgeCluster::crd()).unwrap_or_default();
     let spec = definition.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec");
@@ -46,7 +47,7 @@ fn schema() -> Value {
                 "required": ["name"],
                 "properties": {
                     "name": {
-                        "type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$",
+                        "type": "string", "minLength": 1, "maxLength": 51, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$",
                     },
                     "namespace": {"type": "string", "enum": [NAMESPACE]},
                     "labels": texts,

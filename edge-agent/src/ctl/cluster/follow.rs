@@ -50,19 +50,20 @@ pub async fn until_running(
         Ok(if observed(&object) >= generation && Cluster::from(&object).ready { Verdict::Done } else { Verdict::Wait })
     })
     .await
+    .map(|(code, _)| code)
 }
 
 fn observed(object: &EdgeCluster) -> Option<i64> {
     object.status.as_ref().and_then(|status| status.observed_generation)
 }
 
-/// Until a cluster is not there any more.
+/// Until a cluster is not there any more; also what was last known of it.
 pub async fn until_gone(
     client: &Client,
     name: &str,
     uid: Option<&str>,
     timeout: SignedDuration,
-) -> Result<ExitCode, Error> {
+) -> Result<(ExitCode, Option<Cluster>), Error> {
     follow(client, name, timeout, async |cluster| {
         if cluster.is_none() {
             return Ok(Verdict::Done);
@@ -84,7 +85,7 @@ async fn follow(
     name: &str,
     timeout: SignedDuration,
     mut judge: impl AsyncFnMut(Option<&Cluster>) -> Result<Verdict, Error>,
-) -> Result<ExitCode, Error> {
+) -> Result<(ExitCode, Option<Cluster>), Error> {
     let end = Instant::now() + Duration::try_from(timeout).unwrap_or_default();
     let mut events = patiently(client.events()).await?;
     let mut progress = Progress::default();
@@ -93,7 +94,7 @@ async fn follow(
         let Ok(event) = tokio::time::timeout_at(end, next(&mut events, client)).await else {
             complain(&format!("error: {}", late(name, last.as_ref(), timeout)));
             complain("hint: it goes on by itself; `edgectl cluster get` shows how far it is");
-            return Ok(ExitCode::from(NOT_READY));
+            return Ok((ExitCode::from(NOT_READY), last));
         };
         let mut status = event?;
         let place = status.clusters.iter().position(|cluster| cluster.name == name);
@@ -103,12 +104,12 @@ async fn follow(
         }
         match judge(cluster.as_ref()).await? {
             Verdict::Wait => last = cluster.or(last),
-            Verdict::Done => return Ok(ExitCode::SUCCESS),
+            Verdict::Done => return Ok((ExitCode::SUCCESS, last)),
             Verdict::GiveUp(reasons) => {
                 for reason in reasons {
                     complain(&format!("error: {reason}"));
                 }
-                return Ok(ExitCode::FAILURE);
+                return Ok((ExitCode::FAILURE, last));
             }
         }
     }

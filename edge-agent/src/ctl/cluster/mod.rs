@@ -256,8 +256,13 @@ async fn removed(
         result.print(&object, &sentence)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let end = follow::until_gone(client, name, object.metadata.uid.as_deref(), wait.timeout).await?;
+    let uid = object.metadata.uid.as_deref();
+    let (end, last) = follow::until_gone(client, name, uid, wait.timeout).await?;
     if end == ExitCode::SUCCESS {
+        if let Some(last) = last.filter(|_| removal.force) {
+            // Nothing on the box tells of it by now, but an event.
+            text::complain(&format!("what was left when it was given up: {}", last.message));
+        }
         result.print(&object, &format!("cluster {name} is gone"))?;
     }
     Ok(end)
