@@ -44,9 +44,10 @@ pub fn rows(tasks: &[ClusterTask]) -> Vec<TaskRow<'_>> {
     rows
 }
 
-/// The lines of what is at work or has failed now.
+/// The tasks that are at work or have failed now. Their messages name the part.
 pub fn current(tasks: &[ClusterTask]) -> Vec<TaskRow<'_>> {
-    rows(tasks).into_iter().filter(|row| matches!(row.state, TaskState::Running | TaskState::Failed)).collect()
+    let is_current = |row: &TaskRow<'_>| matches!(row.state, TaskState::Running | TaskState::Failed);
+    rows(tasks).into_iter().filter(|row| row.task.is_none() && is_current(row)).collect()
 }
 
 /// One sentence about a cluster: what it waits for, with how much is done; of one that is ready, what it offers.
@@ -116,7 +117,7 @@ mod tests {
         let names: Vec<_> = rows(&cluster.tasks).iter().map(TaskRow::indented).collect();
         assert_eq!(names, ["image", "machine shop-cp-1", "  virtual machine", "  bootstrap"]);
         let now: Vec<_> = current(&cluster.tasks).iter().map(|row| row.name).collect();
-        assert_eq!(now, ["machine shop-cp-1", "bootstrap"]);
+        assert_eq!(now, ["machine shop-cp-1"]);
         assert_eq!(summary(&cluster), "1 of 2 tasks: waits for machine shop-cp-1");
         cluster.tasks.clear();
         assert_eq!(summary(&cluster), "waits for machine shop-cp-1");

@@ -53,7 +53,7 @@ pub enum Link {
 /// What fills the screen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum View {
-    /// Steps, applications, machines, and the end of the log.
+    /// Steps, applications, clusters, machines, and the end of the log.
     Overview,
     /// One item of the overview with all its text.
     Details,
@@ -72,6 +72,8 @@ pub enum Section {
     Steps,
     /// Layers of the profile.
     Applications,
+    /// Workload clusters.
+    Clusters,
     /// Virtual machines.
     Machines,
 }
@@ -198,6 +200,9 @@ impl State {
             if !status.applications.is_empty() {
                 sections.push(Section::Applications);
             }
+            if !status.clusters.is_empty() {
+                sections.push(Section::Clusters);
+            }
             if !status.machines.is_empty() {
                 sections.push(Section::Machines);
             }
@@ -211,6 +216,7 @@ impl State {
             Section::Site => status.site_file.errors.len(),
             Section::Steps => status.steps.len(),
             Section::Applications => status.applications.len(),
+            Section::Clusters => status.clusters.len(),
             Section::Machines => status.machines.len(),
         })
     }
@@ -226,6 +232,7 @@ impl State {
             Section::Site => status.site_file.errors.get(index).map(place),
             Section::Steps => status.steps.get(index).map(|step| step.name.clone()),
             Section::Applications => status.applications.get(index).map(|app| app.name.clone()),
+            Section::Clusters => status.clusters.get(index).map(|cluster| cluster.name.clone()),
             Section::Machines => status.machines.get(index).map(|machine| machine.name.clone()),
         }
     }

@@ -2,7 +2,7 @@
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use edge_api::agent::{
-    Accelerator, Application, LogLine, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState,
+    Accelerator, Application, Cluster, LogLine, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState,
     ValidationError,
 };
 use insta::assert_snapshot;
@@ -245,6 +245,55 @@ fn ready() -> Status {
     status
 }
 
+/// Ready, with clusters: one that is being made, one that runs, one that goes.
+fn clusters() -> Status {
+    let mut status = ready();
+    let cluster = |value: serde_json::Value| serde_json::from_value::<Cluster>(value).unwrap();
+    status.clusters = vec![
+        cluster(serde_json::json!({
+            "name": "shop", "phase": "Provisioning", "ready": false, "nodes": "0/2", "endpoint": "192.168.150.40",
+            "message": "machine shop-general-x7k2p: bootstrap waits for the control plane", "since": at(100),
+            "tasks": [
+                {"name": "endpoint", "state": "Done", "since": at(110)},
+                {"name": "machine shop-cp-4kd8s", "state": "Running", "since": at(150), "message": "bootstrap: kubeadm has not ended",
+                    "parts": [
+                        {"name": "virtual machine", "state": "Done", "since": at(200)},
+                        {"name": "bootstrap", "state": "Running", "since": at(200), "message": "kubeadm has not ended"},
+                        {"name": "join", "state": "Pending"},
+                    ]},
+                {"name": "layer network", "state": "Failed", "since": at(390), "message":
+                    "the API server of the cluster does not answer at 192.168.150.40:6443: connection refused\u{1b}[2J"},
+                {"name": "layer storage", "state": "Pending"},
+            ],
+        })),
+        cluster(serde_json::json!({
+            "name": "tills", "phase": "Running", "ready": true, "nodes": "3/3", "version": "v1.36.3",
+            "endpoint": "192.168.150.41", "message": "all machines and layers are ready", "since": at(50),
+            "tasks": [{"name": "endpoint", "state": "Done", "since": at(10)}],
+        })),
+        cluster(serde_json::json!({
+            "name": "trial", "phase": "Deleting", "ready": false, "endpoint": "192.168.150.42",
+            "message": "waits for these to go: Machine trial-cp-1", "since": at(60), "deletingSince": at(60), "tasks": [],
+        })),
+    ];
+    status
+}
+
+#[test]
+fn clusters_with_what_they_wait_for() {
+    let mut console = connected(80, 24, clusters());
+    console.press("<Tab> <Tab>");
+    assert_snapshot!("clusters_80x24", console.screen());
+    console.press("<Enter>");
+    assert_snapshot!("cluster_details", console.screen());
+    console.press("<Esc> <Down> <Down> <Enter>");
+    assert_snapshot!("cluster_deleting", console.screen());
+    assert_snapshot!("clusters_132x43", connected(132, 43, clusters()).screen());
+    let mut small = connected(40, 10, clusters());
+    small.press("<Tab> <Tab>");
+    assert_snapshot!("clusters_40x10", small.screen());
+}
+
 fn line(second: i64, level: &str, step: Option<&str>, message: &str) -> LogLine {
     LogLine { time: at(second), level: level.to_owned(), step: step.map(str::to_owned), message: message.to_owned() }
 }
@@ -408,7 +457,7 @@ fn the_log_is_bounded() {
 fn only_eight_colours_and_ascii_of_ours() {
     for (columns, rows) in [(80, 24), (132, 43), (40, 10)] {
         for keys in ["", "<Enter>", "l", "?"] {
-            for status in [waiting(), refused(), installing(), failing(), ready()] {
+            for status in [waiting(), refused(), installing(), failing(), ready(), clusters()] {
                 let mut console = connected(columns, rows, status);
                 console.press(keys);
                 let buffer = console.terminal.backend().buffer();
@@ -451,18 +500,18 @@ proptest! {
     fn no_size_and_no_key_panics(
         sizes in proptest::collection::vec((0u16..140, 0u16..50), 1..6),
         keys in proptest::collection::vec(0usize..14, 0..30),
-        which in 0usize..5,
+        which in 0usize..6,
     ) {
         const KEYS: [&str; 14] = ["<Up>", "<Down>", "<PgUp>", "<PgDn>", "<Home>", "<End>", "<Tab>", "<BackTab>",
             "<Enter>", "<Esc>", "l", "?", "j", "k"];
-        let statuses = [waiting(), refused(), installing(), failing(), ready()];
+        let statuses = [waiting(), refused(), installing(), failing(), ready(), clusters()];
         let mut console = connected(80, 24, statuses[which].clone());
         for (index, key) in keys.iter().enumerate() {
             let (columns, rows) = sizes[index % sizes.len()];
             console.terminal.backend_mut().resize(columns, rows);
             console.on(Event::Resize);
             console.press(KEYS[*key]);
-            console.status(statuses[(which + index) % 5].clone());
+            console.status(statuses[(which + index) % 6].clone());
         }
     }
 }

@@ -1,12 +1,17 @@
 //! One item with all its text, and the keys.
 
+use edge_api::edge_cluster::TaskState;
+use edge_client::cluster::{forcing, rows, tally};
 use ratatui::style::Style;
 use ratatui::text::Line;
 
-use super::overview::rule;
+use super::overview::{rule, task};
 use super::theme;
 use crate::state::{Section, State, place};
-use crate::text::{clean, clock, span, wrap};
+use crate::text::{clean, clock, span, width, wrap};
+
+/// Column at which a task's message begins.
+const MESSAGE: usize = 2 + 33 + 8 + 7;
 
 /// Everything about the selected item.
 pub fn lines(state: &State, columns: usize) -> Vec<Line<'static>> {
@@ -51,6 +56,34 @@ pub fn lines(state: &State, columns: usize) -> Vec<Line<'static>> {
                 page.field("state", word, style);
                 page.field("since", &app.since.map(|s| span(s, state.now)).unwrap_or_default(), theme::PLAIN);
                 page.field("message", &app.message, theme::PLAIN);
+            }
+        }
+        Section::Clusters => {
+            if let Some(cluster) = status.clusters.get(index) {
+                page.title(&format!("Workload cluster {}", cluster.name));
+                let ready = if cluster.ready { ("yes", theme::GOOD) } else { ("no", theme::BUSY) };
+                page.field("phase", &format!("{:?}", cluster.phase), theme::PLAIN);
+                page.field("ready", ready.0, ready.1);
+                page.field("since", &cluster.since.map(|s| span(s, state.now)).unwrap_or_default(), theme::PLAIN);
+                page.field("version", cluster.version.as_deref().unwrap_or_default(), theme::PLAIN);
+                page.field("endpoint", &cluster.endpoint, theme::STRONG);
+                page.field("nodes", cluster.nodes.as_deref().unwrap_or_default(), theme::PLAIN);
+                page.field("message", &cluster.message, theme::PLAIN);
+                page.field("forcing", &forcing(cluster, state.now).unwrap_or_default(), theme::HINT);
+                if let Some(tally) = tally(cluster) {
+                    page.title(&format!("{tally} done"));
+                }
+                for row in rows(&cluster.tasks) {
+                    page.lines.push(task("", &row, state, columns));
+                    // The whole reason, where the row cannot hold it.
+                    let troubled = matches!(row.state, TaskState::Running | TaskState::Failed);
+                    if troubled && width(row.message) > columns.saturating_sub(MESSAGE) {
+                        let room = columns.saturating_sub(4);
+                        page.lines.extend(
+                            wrap(&clean(row.message), room).into_iter().map(|line| Line::raw(format!("    {line}"))),
+                        );
+                    }
+                }
             }
         }
         Section::Machines => {

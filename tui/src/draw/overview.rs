@@ -1,6 +1,8 @@
-//! Steps, applications and machines as one list that scrolls with the selection, and the end of the log below it.
+//! Steps, applications, clusters and machines as one list that scrolls with the selection, and the end of the log below it.
 
-use edge_api::agent::{Application, Machine, Phase, Step, StepState};
+use edge_api::agent::{Application, Cluster, Machine, Phase, Step, StepState};
+use edge_api::edge_cluster::TaskState;
+use edge_client::cluster::{self as words, TaskRow};
 use ratatui::Frame;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
@@ -77,6 +79,7 @@ fn title(section: Section, state: &State, columns: usize) -> Line<'static> {
         Section::Site => format!("Site file: {count} error{}", if count == 1 { "" } else { "s" }),
         Section::Steps => "Steps".to_owned(),
         Section::Applications => "System applications".to_owned(),
+        Section::Clusters => "Workload clusters".to_owned(),
         Section::Machines => "Virtual machines".to_owned(),
     };
     rule(&name, columns)
@@ -100,27 +103,37 @@ fn item(section: Section, index: usize, state: &State, columns: usize) -> Vec<Ro
         }
         Section::Steps => step(&status.steps[index], state, columns),
         Section::Applications => vec![application(&status.applications[index], state, columns)],
+        Section::Clusters => cluster(&status.clusters[index], state, columns),
         Section::Machines => vec![machine(&status.machines[index], columns)],
     };
     lines.into_iter().map(|line| Row { item: Some((section, index)), line }).collect()
 }
 
+/// Columns of a name and of a word of state, which together are the same everywhere but within a cluster.
+type Widths = (usize, usize);
+const WIDTHS: Widths = (20, 8);
+/// The phases of clusters are longer.
+const CLUSTER_WIDTHS: Widths = (15, 13);
+/// So are the names of their tasks.
+const TASK_WIDTHS: Widths = (32, 8);
+
 /// Mark, name, state and time, then as much of the text as fits.
 fn columns_of(
     mark: &str,
     name: &str,
-    names: usize,
     word: &str,
     style: ratatui::style::Style,
     rest: &str,
+    (names, words): Widths,
     columns: usize,
 ) -> Line<'static> {
+    let marks = width(mark) + 1;
     let names = names.min(columns.saturating_sub(12));
-    let left = columns.saturating_sub(2 + names + 1 + 8);
+    let left = columns.saturating_sub(marks + names + 1 + words);
     Line::from(vec![
-        Span::styled(fit(mark, 2), style),
+        Span::styled(fit(mark, marks), style),
         Span::raw(fit(name, names) + " "),
-        Span::styled(fit(word, 8), style),
+        Span::styled(fit(word, words), style),
         Span::raw(fit(rest, left)),
     ])
 }
@@ -138,7 +151,7 @@ fn step(step: &Step, state: &State, columns: usize) -> Vec<Line<'static>> {
     let again = if step.attempts > 1 { format!("(attempt {}) ", step.attempts) } else { String::new() };
     let message = clean(&step.message);
     let rest = format!("{time:<7}{progress}{again}{message}");
-    let mut lines = vec![columns_of(mark, &clean(&step.name), 20, word, style, &rest, columns)];
+    let mut lines = vec![columns_of(mark, &clean(&step.name), word, style, &rest, WIDTHS, columns)];
     let troubled = matches!(step.state, StepState::Failed | StepState::Waiting);
     if troubled && columns >= 60 {
         // The whole reason, where the row above could not hold it, and what to do.
@@ -160,7 +173,33 @@ fn application(app: &Application, state: &State, columns: usize) -> Line<'static
     let since = app.since.map(|since| span(since, state.now)).unwrap_or_default();
     let version = app.version.as_deref().map(|version| format!(" {}", clean(version))).unwrap_or_default();
     let rest = format!("{since:<7}{}{version}  {}", clean(&app.kind), clean(&app.message));
-    columns_of(mark, &clean(&app.name), 20, word, style, &rest, columns)
+    columns_of(mark, &clean(&app.name), word, style, &rest, WIDTHS, columns)
+}
+
+/// A cluster, with what is at work or has failed now below it.
+fn cluster(cluster: &Cluster, state: &State, columns: usize) -> Vec<Line<'static>> {
+    let current = words::current(&cluster.tasks);
+    let failed = current.iter().any(|row| row.state == TaskState::Failed);
+    let (mark, style) = match (cluster.ready, failed) {
+        (true, _) => ("+", theme::GOOD),
+        (false, true) => ("!", theme::BAD),
+        (false, false) => ("*", theme::BUSY),
+    };
+    let (word, rest) = (format!("{:?}", cluster.phase), clean(&words::summary(cluster)));
+    let mut lines = vec![columns_of(mark, &clean(&cluster.name), &word, style, &rest, CLUSTER_WIDTHS, columns)];
+    if !cluster.ready {
+        lines.extend(current.iter().map(|row| task("  ", row, state, columns)));
+    }
+    lines
+}
+
+/// A task of a cluster, or a part of one.
+pub fn task(indent: &str, row: &TaskRow<'_>, state: &State, columns: usize) -> Line<'static> {
+    let (mark, style) = theme::task(row.state);
+    let since = row.since.map(|since| span(since, state.now)).unwrap_or_default();
+    let (word, rest) = (format!("{:?}", row.state), format!("{since:<7}{}", clean(row.message)));
+    let mark = format!("{indent}{mark}");
+    columns_of(&mark, &clean(&row.indented()), &word, style, &rest, TASK_WIDTHS, columns)
 }
 
 fn machine(machine: &Machine, columns: usize) -> Line<'static> {
@@ -175,5 +214,5 @@ fn machine(machine: &Machine, columns: usize) -> Line<'static> {
     } else {
         format!(" {}", machine.addresses.iter().map(|a| clean(a)).collect::<Vec<_>>().join(", "))
     };
-    columns_of(mark, &clean(&machine.name), 20, &clean(&machine.phase), style, &rest, columns)
+    columns_of(mark, &clean(&machine.name), &clean(&machine.phase), style, &rest, WIDTHS, columns)
 }

@@ -1,6 +1,7 @@
 //! Words, marks and colours: the eight colours that every terminal has, and marks of ASCII.
 
 use edge_api::agent::{Phase, StepState};
+use edge_api::edge_cluster::TaskState;
 use ratatui::style::{Color, Modifier, Style};
 
 pub const PLAIN: Style = Style::new();
@@ -30,6 +31,16 @@ pub fn state(state: StepState) -> (&'static str, &'static str, Style) {
         StepState::Waiting => ("~", "Waiting", BUSY),
         StepState::Failed => ("!", "Failed", BAD),
         StepState::Ready => ("+", "Ready", GOOD),
+    }
+}
+
+/// Mark and colour of a cluster's task.
+pub fn task(state: TaskState) -> (&'static str, Style) {
+    match state {
+        TaskState::Pending => (".", PLAIN),
+        TaskState::Running => ("*", BUSY),
+        TaskState::Failed => ("!", BAD),
+        TaskState::Done => ("+", GOOD),
     }
 }
 
