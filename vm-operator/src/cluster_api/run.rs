@@ -248,6 +248,7 @@ fn machine_facts(guard: &Guarded<Machine>) -> Option<u64> {
         &spec.bootstrap.data_secret_name,
         &spec.failure_domain,
         &machine.metadata.labels,
+        machine.status.as_ref().is_some_and(|s| s.node_ref.is_some()),
         machine.metadata.deletion_timestamp.is_some(),
     )))
 }

@@ -14,7 +14,7 @@ use virt::sys;
 
 use super::{
     AddressSource, DomainFacts, DomainState, Error, FoundAddress, HostFacts, Hypervisor, NetworkFacts, PoolFacts,
-    VolumeFacts, capabilities, domains, events, networks, volumes,
+    VolumeFacts, agent, capabilities, domains, events, networks, volumes,
 };
 
 /// Bytes per message to libvirtd; its limit for stream packets is 256 KiB.
@@ -338,6 +338,14 @@ impl Hypervisor for Libvirt {
             }
             Ok(()) => Ok(()),
         }
+    }
+
+    fn guest_file(&self, uuid: Uuid, path: &str, limit: u32) -> Result<Option<Vec<u8>>, Error> {
+        let domain = self.find_domain(uuid)?;
+        agent::file_end(path, limit, |command| {
+            let answer = domain.qemu_agent_command(&command.to_string(), AGENT_SECONDS, 0);
+            call(answer, || format!("read {path} of domain {uuid}"))
+        })
     }
 
     fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<FoundAddress>, Error> {

@@ -5,6 +5,7 @@
 //! `unsafe` code. XML is built and read in [`xml`], [`networks`], [`volumes`] and [`domains`], which do no I/O.
 
 pub mod adapter;
+pub mod agent;
 pub mod capabilities;
 pub mod connection;
 pub mod domains;
@@ -62,6 +63,14 @@ pub enum Error {
         got: u64,
         /// Bytes announced.
         expected: u64,
+    },
+    /// The guest agent said something that is not understood.
+    #[error("guest agent: cannot {what}: {reason}")]
+    Agent {
+        /// What was to be done.
+        what: String,
+        /// What was wrong.
+        reason: String,
     },
     /// A blocking thread ended without an answer.
     #[error("the libvirt call was cut off")]
@@ -278,6 +287,8 @@ pub trait Hypervisor: Send + Sync {
     fn grow_disk(&self, uuid: Uuid, pool: &str, name: &str, size: u64) -> Result<(), Error>;
     /// Removes the definition of a domain with its NVRAM and saved state.
     fn undefine_domain(&self, uuid: Uuid) -> Result<(), Error>;
+    /// The last `limit` bytes of a file in the guest, by its agent; `None` where there is no such file.
+    fn guest_file(&self, uuid: Uuid, path: &str, limit: u32) -> Result<Option<Vec<u8>>, Error>;
     /// Addresses of a guest.
     fn addresses(&self, uuid: Uuid, source: AddressSource) -> Result<Vec<FoundAddress>, Error>;
 }

@@ -1,5 +1,6 @@
 //! `LibvirtMachine`: one Cluster API machine as one `VirtualMachine`.
 
+pub mod bootstrap;
 pub mod cleanup;
 pub mod node;
 pub mod pause;

@@ -11,7 +11,8 @@ use edge_api::cluster_api::{LABEL_CLUSTER, LABEL_CONTROL_PLANE, identity, provid
 use edge_api::names::{FINALIZER, REGISTRY_PORT};
 use edge_api::virtual_machine::{ConfigDisk, Interface, OnConfigChange, PowerState};
 use edge_api::{
-    Appliance, ApplianceSpec, Instance, LibvirtCluster, LibvirtMachine, VirtualMachine, VirtualMachineSpec, condition,
+    Appliance, ApplianceSpec, ConditionStatus, Instance, LibvirtCluster, LibvirtMachine, VirtualMachine,
+    VirtualMachineSpec, condition,
 };
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -24,6 +25,7 @@ use kube::runtime::controller::Action as Next;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::bootstrap;
 use super::cleanup;
 use super::node::{self, Registry, VirtualAddress};
 use super::pause;
@@ -110,7 +112,8 @@ impl Provide for LibvirtMachine {
             return Ok(Next::requeue(status::MOMENT));
         }
         publish(&provider.context, &object, |old, generation| status::status(old, generation, &findings)).await?;
-        Ok(provider.resync())
+        let joining = findings.made.is_some_and(|made| made.joining);
+        Ok(if joining { Next::requeue(provider.context.times.addresses) } else { provider.resync() })
     }
 }
 
@@ -178,12 +181,18 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
         Some(vm) => vm,
         None => make(object, id, provider).await?,
     };
-    let (ready, runs) = status::judge(&vm);
+    let (mut ready, runs) = status::judge(&vm);
+    let is_node = machine.status.as_ref().is_some_and(|s| s.node_ref.is_some());
+    let mut joining = ready.status == ConditionStatus::True && !is_node;
+    if joining && let Some(failed) = bootstrap::failure(object, &vm, provider).await {
+        ready = failed;
+        joining = false;
+    }
     let static_addresses: Vec<Ipv4Addr> = nics.iter().filter_map(|n| Some(n.address.as_ref()?.ip)).collect();
     let control_plane = cluster.spec.control_plane_endpoint.as_ref().map(|e| e.host.as_str());
     let addresses = status::addresses(&machine.name_any(), &static_addresses, Some(&vm), control_plane);
     let since = if ["Preparing", "Starting"].contains(&ready.reason.as_str()) { made_at(&vm.metadata) } else { None };
-    let made = Made { runs, addresses, appliance: object.spec.appliance.clone() };
+    let made = Made { runs, joining, addresses, appliance: object.spec.appliance.clone() };
     Ok(Ok(Findings { ready, made: Some(made), since }))
 }
 

@@ -32,6 +32,8 @@ pub const MOMENT: Duration = Duration::from_secs(10);
 pub struct Made {
     /// Whether its domain runs.
     pub runs: bool,
+    /// Whether its guest is still to become a node, which has no event of its own.
+    pub joining: bool,
     /// Addresses.
     pub addresses: Vec<MachineAddress>,
     /// The appliance it is on.
@@ -97,7 +99,7 @@ pub fn status(old: &LibvirtMachineStatus, generation: Option<i64>, findings: &Fi
     new.observed_generation = generation;
     ready.put(&mut new.conditions, "Ready", generation);
     Finding::paused(false).put(&mut new.conditions, "Paused", generation);
-    if let Some(Made { runs, addresses, appliance }) = made {
+    if let Some(Made { runs, joining: _, addresses, appliance }) = made {
         if *runs {
             new.initialization = Some(Initialization { provisioned: Some(true) });
             new.failure_domain = Some(appliance.clone());
@@ -136,7 +138,7 @@ mod tests {
     fn findings(vm: &VirtualMachine) -> Findings {
         let (ready, runs) = judge(vm);
         let addresses = addresses("m", &[Ipv4Addr::new(10, 0, 0, 20)], Some(vm), Some("10.0.0.10"));
-        Findings { ready, made: Some(Made { runs, addresses, appliance: "local".into() }), since: None }
+        Findings { ready, made: Some(Made { runs, joining: false, addresses, appliance: "local".into() }), since: None }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `clusterctl move` from one API server to another, on real libvirt: guests stay as they are.
+//! Machines of Cluster API as real guests: moved by `clusterctl` from one API server to another, and with a bootstrap
+//! that fails.
 
 mod support;
 
@@ -10,16 +11,17 @@ use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use support::objects::{
-    bootstrap_secret, cluster, create, files, libvirt_cluster, names, own, pool, provisioned, subnet, until,
+    bootstrap_secret, cluster, create, files, libvirt_cluster, message, names, own, pool, provisioned, reason, subnet,
+    until,
 };
 use support::{LONG, Site};
 use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 
 const URI: &str = "qemu:///system";
 
-/// A cluster of one machine, as far as `clusterctl` wants it to be before it moves it.
-async fn make(site: &Site) -> Result<()> {
-    let net = subnet(36);
+/// A cluster of one machine, whose guest answers and is no node yet.
+async fn make(site: &Site, number: u8) -> Result<()> {
+    let net = subnet(number);
     let range = json!({ "start": format!("{net}.20"), "end": format!("{net}.29") });
     pool(site, "nodes", json!({ "range": range, "prefix": 24, "gateway": format!("{net}.1") })).await?;
     let owner = cluster(site, "one").await?;
@@ -44,7 +46,11 @@ async fn make(site: &Site) -> Result<()> {
     own::<LibvirtMachine>(site, "node", &machine).await?;
     own::<Secret>(site, "node-data", &machine).await?;
     site.wait::<LibvirtMachine>("node", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;
-    // What core and control plane would say.
+    Ok(())
+}
+
+/// What core and control plane would say once the guest is a node, which `clusterctl` wants before it moves it.
+async fn join(site: &Site) -> Result<()> {
     let now = "2026-01-01T00:00:00Z";
     let initialized = json!([{
         "type": "ControlPlaneInitialized", "status": "True", "reason": "Initialized", "message": "played",
@@ -80,7 +86,8 @@ async fn move_leaves_guests_alone() -> Result<()> {
     let image = source.registry.push_tiny().await?;
     let appliance = source.appliance().await?;
     source.image("tiny", &image).await?;
-    make(&source).await?;
+    make(&source, 36).await?;
+    join(&source).await?;
 
     // The same host, and what belongs to it and to no cluster.
     target.instance.clone_from(&source.instance);
@@ -124,5 +131,40 @@ async fn move_leaves_guests_alone() -> Result<()> {
     target.gone::<LibvirtMachine>("node").await?;
     assert!(libvirt.lookup_domain_by_uuid(id).is_err());
     assert!(names::<IPAddress>(&target).await?.is_empty());
+    Ok(())
+}
+
+/// Carries a script out in a guest.
+fn in_guest(domain: &virt::domain::Domain, script: &str) -> Result<()> {
+    let arguments = json!({ "path": "/bin/sh", "arg": ["-c", script], "capture-output": true });
+    let command = json!({ "execute": "guest-exec", "arguments": arguments });
+    domain.qemu_agent_command(&command.to_string(), 10, 0).context("guest-exec")?;
+    Ok(())
+}
+
+/// A guest that says that it ended without success has the end of its log in the condition, without its token; and it
+/// is provisioned nevertheless.
+#[tokio::test]
+async fn a_failed_bootstrap_is_told() -> Result<()> {
+    let site = Site::start(35, URI).await?;
+    support::cluster_api::install(&site.client()).await?;
+    site.appliance().await?;
+    site.image("tiny", &site.registry.push_tiny().await?).await?;
+    make(&site, 35).await?;
+    let id = site.api::<VirtualMachine>().get("node").await?.spec.id.parse()?;
+    let domain = support::libvirt()?.lookup_domain_by_uuid(id)?;
+    let script = "mkdir -p /run/cloud-init /run/cluster-api /var/log; \
+                  for n in $(seq 40); do echo line $n; done > /var/log/cloud-init-output.log; \
+                  echo 'kubeadm join --token abcdef.0123456789abcdef: timed out' >> /var/log/cloud-init-output.log; \
+                  echo '{}' > /run/cloud-init/result.json";
+    in_guest(&domain, script)?;
+    let failed = reason::<LibvirtMachine>(&site, "node", "BootstrapFailed").await?;
+    let told = message(&serde_json::to_value(&failed)?);
+    assert!(told.contains("line 40 | kubeadm join --token [redacted] timed out"), "{told}");
+    assert!(!told.contains("0123456789abcdef") && !told.contains("line 21 "), "{told}");
+    assert_eq!(failed.status.and_then(|s| s.initialization).and_then(|i| i.provisioned), Some(true));
+    // It is a node after all.
+    join(&site).await?;
+    site.wait::<LibvirtMachine>("node", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;
     Ok(())
 }
