@@ -156,7 +156,7 @@ fn endpoint(cluster: Option<&Cluster>, infrastructure: Option<&LibvirtCluster>) 
     let failed = condition::find(topology, "TopologyReconciled").filter(|c| c.reason == "ReconcileFailed");
     match (cluster, failed, infrastructure) {
         (None, ..) => (TaskState::Running, "waits for the Cluster of Cluster API to be made".to_owned()),
-        (_, Some(failed), _) => (TaskState::Failed, format!("Cluster API cannot go on: {}", failed.message)),
+        (_, Some(failed), _) => (TaskState::Failed, format!("Cluster API cannot go on: {}", line(&failed.message))),
         (_, _, None) => (TaskState::Running, "waits for Cluster API to make the LibvirtCluster".to_owned()),
         (_, _, Some(found)) => {
             let conditions = found.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
@@ -249,7 +249,10 @@ fn virtual_machine(observed: &ObservedMachine<'_>) -> Standing {
             let why = machine_condition(machine, "BootstrapConfigReady");
             let why = why.filter(|why| why.status != ConditionStatus::True && !why.message.is_empty());
             let message = "waits for the bootstrap data";
-            (TaskState::Pending, why.map_or_else(|| message.to_owned(), |why| format!("{message}: {}", why.message)))
+            (
+                TaskState::Pending,
+                why.map_or_else(|| message.to_owned(), |why| format!("{message}: {}", line(&why.message))),
+            )
         }
         Some(reason) if reason == "WaitingForIPAddress" || !reason.starts_with("WaitingFor") => {
             ready(conditions_of(Some(libvirt)), &format!("LibvirtMachine {}", libvirt.name_any()))
@@ -276,7 +279,7 @@ fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState) -> Stan
     }
     let node = machine_condition(machine, "NodeHealthy").filter(|node| !node.message.is_empty());
     let message = "kubeadm runs in the guest";
-    (TaskState::Running, node.map_or_else(|| message.to_owned(), |node| format!("{message}; {}", node.message)))
+    (TaskState::Running, node.map_or_else(|| message.to_owned(), |node| format!("{message}; {}", line(&node.message))))
 }
 
 /// The node: done when it is healthy.
@@ -284,8 +287,8 @@ fn join(machine: &Machine) -> Standing {
     let Some(node) = node(machine) else { return (TaskState::Pending, String::new()) };
     match machine_condition(machine, "NodeHealthy") {
         Some(healthy) if healthy.status == ConditionStatus::True => (TaskState::Done, String::new()),
-        Some(lost) if lost.reason == "NodeDeleted" => (TaskState::Failed, lost.message.clone()),
-        Some(other) if !other.message.is_empty() => (TaskState::Running, other.message.clone()),
+        Some(lost) if lost.reason == "NodeDeleted" => (TaskState::Failed, line(&lost.message)),
+        Some(other) if !other.message.is_empty() => (TaskState::Running, line(&other.message)),
         _ => (TaskState::Running, format!("waits for Node {node} to be healthy")),
     }
 }
@@ -300,7 +303,7 @@ fn leaving(observed: &ObservedMachine<'_>) -> String {
     let of_infrastructure = libvirt.filter(|libvirt| libvirt.metadata.deletion_timestamp.is_some());
     let of_infrastructure = condition::find(conditions_of(of_infrastructure), "Ready");
     let why = of_infrastructure.filter(|c| c.reason == "Deleting").or_else(|| machine_condition(machine, "Deleting"));
-    match why.map(|why| why.message.as_str()).filter(|message| !message.is_empty()) {
+    match why.map(|why| line(&why.message)).filter(|message| !message.is_empty()) {
         Some(message) => format!("is being removed: {message}"),
         None => "is being removed".to_owned(),
     }
@@ -340,7 +343,15 @@ fn ready(conditions: &[Condition], what: &str) -> Standing {
 
 /// A message in one line: Cluster API's are lists with a line for each condition, and hold what was reported of a node.
 fn line(message: &str) -> String {
-    let lines: Vec<_> = message.lines().map(|line| line.trim().trim_start_matches("* ")).collect();
-    let text = lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let mut text = String::new();
+    for part in message.lines().map(|line| line.trim().trim_start_matches("* ")).filter(|line| !line.is_empty()) {
+        if !text.is_empty() {
+            text.push_str(if text.ends_with(':') { " " } else { "; " });
+        }
+        text.push_str(part);
+    }
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
 }
+
+#[cfg(test)]
+mod tests;

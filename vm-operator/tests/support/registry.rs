@@ -102,6 +102,17 @@ impl Running {
         tag: Option<&str>,
         layers: &[(&str, Vec<u8>, Value)],
     ) -> Result<String> {
+        self.push_artifact(repository, tag, VM_IMAGE_ARTIFACT, layers).await
+    }
+
+    /// Pushes an artifact of any type, under a tag or its digest alone; gives its reference by digest.
+    pub async fn push_artifact(
+        &self,
+        repository: &str,
+        tag: Option<&str>,
+        artifact_type: &str,
+        layers: &[(&str, Vec<u8>, Value)],
+    ) -> Result<String> {
         let empty = b"{}".to_vec();
         let mut descriptors = Vec::new();
         let reference = Reference::with_tag(self.host(), repository.to_owned(), "latest".to_owned());
@@ -118,19 +129,19 @@ impl Running {
         self.client.push_blob(&reference, empty.clone(), &digest(&empty)).await?;
         let manifest = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "artifactType": VM_IMAGE_ARTIFACT,
+            "artifactType": artifact_type,
             "config": { "mediaType": EMPTY_CONFIG, "digest": digest(&empty), "size": empty.len() },
             "layers": descriptors,
         })
         .to_string()
         .into_bytes();
         let digest = digest(&manifest);
-        let name = match tag {
+        let named = match tag {
             Some(tag) => Reference::with_tag(self.host(), repository.to_owned(), tag.to_owned()),
             None => Reference::with_digest(self.host(), repository.to_owned(), digest.clone()),
         };
         let media_type = "application/vnd.oci.image.manifest.v1+json".parse()?;
-        self.client.push_manifest_raw(&name, manifest, media_type).await?;
+        self.client.push_manifest_raw(&named, manifest, media_type).await?;
         Ok(format!("{repository}@{digest}"))
     }
 
