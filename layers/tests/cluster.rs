@@ -16,6 +16,7 @@ use edge_profiles::{Content, Digest, LayerKind, RenderedLayer};
 use edge_tests::ControlPlane;
 use edge_tests::control_plane::programs_dir;
 use edge_tests::wait::{Seen, eventually};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -397,4 +398,59 @@ async fn a_release_that_was_left_unfinished_is_recovered() {
     }
     let namespaces: Api<Namespace> = Api::all(bed.ctx.client.clone());
     assert!(namespaces.get_opt("shop").await.unwrap().is_some());
+}
+
+/// The webhook of what a layer brings does not answer before its pods run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_does_not_answer_yet_is_waited_for() {
+    let bed = Bed::start().await;
+    let hook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+    "metadata": {"name": "maps"}, "webhooks": [{
+        "name": "maps.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None", "timeoutSeconds": 1,
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "objectSelector": {"matchLabels": {LABEL_LAYER: "shop"}},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["configmaps"]}],
+    }]});
+    bed.apply(&[layer("hook", vec![hook.clone()])]).await.unwrap();
+    let layers = [layer("hook", vec![hook]), layer("shop", vec![map("a", "1")])];
+    let pass = bed.apply(&layers);
+    let told = async {
+        eventually("a wait for the webhook", Duration::from_mins(1), || async {
+            let told = bed.told.lock().unwrap().clone();
+            let seen = told.iter().any(|(name, state, message)| {
+                name == "shop"
+                    && *state == StepState::Waiting
+                    && message.contains("failed calling webhook \"maps.example.com\"")
+            });
+            Ok::<_, kube::Error>(Seen::when(seen, told))
+        })
+        .await
+        .unwrap();
+        let hooks: Api<ValidatingWebhookConfiguration> = Api::all(bed.ctx.client.clone());
+        // Which is all that matters of a webhook that agrees.
+        hooks.delete("maps", &DeleteParams::default()).await.unwrap();
+    };
+    let (report, ()) = tokio::join!(pass, told);
+    assert_eq!(report.unwrap().written, ["ConfigMap default/a"]);
+
+    // One that never answers is named when the time is over.
+    let mut layers = layers;
+    layers[1] = layer("shop", vec![map("a", "2")]);
+    layers[1].timeout = Duration::from_secs(1);
+    let error = bed.apply(&layers).await.unwrap_err();
+    assert!(
+        matches!(&error.failure, Failure::Unhealthy { waited_for, .. } if waited_for.contains("maps.example.com")),
+        "{error:?}"
+    );
+    assert_eq!(bed.maps("default").get("a").await.unwrap().data.unwrap()["text"], "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chart_needs_helm() {
+    let bed = Bed::start().await;
+    let ctx = Context { helm: None, ..bed.ctx.clone() };
+    let chart = bed.chart("web", &["one"], "");
+    let error = apply(&ctx, &[chart_layer("web", &chart, "x")], &|_| {}).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::NoHelm), "{error:?}");
+    assert!(bed.names(NAMESPACE).await.is_empty(), "something was written down");
 }

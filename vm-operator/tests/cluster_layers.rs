@@ -249,7 +249,7 @@ async fn what_is_wrong_is_said_of_its_layer() -> Result<()> {
             None,
             [
                 ("network", StepState::Pending, "is next"),
-                ("storage", StepState::Failed, "manifests[0].inline:15: "),
+                ("storage", StepState::Failed, "manifests[0].inline:17: `parameters.absent` is undefined"),
                 pending,
             ],
         ),

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "values are written where they are used")]
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -24,7 +26,7 @@ fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, rest: Value) -
 /// A machine as Cluster API 1.14 has it: with more conditions than are kept.
 fn machine(name: &str, labels: Value, node: Option<&str>, conditions: Value) -> Machine {
     let mut status = json!({"phase": "Pending", "lastUpdated": START, "conditions": conditions});
-    status["conditions"].as_array_mut().unwrap().push(condition("Available", "False", "NotAvailable", "* Ready: no"));
+    status["conditions"].as_array_mut().unwrap().push(condition("UpToDate", "False", "NotUpToDate", "* Version: no"));
     if let Some(node) = node {
         status["nodeRef"] = json!({"name": node});
     }
