@@ -5,6 +5,9 @@
 //! guests a way out (masquerading), and to refuse everybody but the system cluster a way in. One table holds it all
 //! and is replaced as a whole; its mark tells whether it is current.
 //!
+//! Where `br_netfilter` is on, as docker has it, these rules also see what guests of one network send each other. That is
+//! left alone: nodes of a cluster carry addresses of pods between them, which no network of the site has.
+//!
 //! docker drops what it does not know of (`FORWARD` is `DROP`), and its chain `DOCKER-USER` is where others say what
 //! may pass. An accept there does not overrule our table's refusal.
 
@@ -80,11 +83,15 @@ impl Firewall {
             let subnet = subnet.trunc();
             let _ = write!(
                 inward,
-                "    oifname \"{bridge}\" ct state established,related accept\n    \
+                "    iifname \"{bridge}\" oifname \"{bridge}\" accept\n    \
+                     oifname \"{bridge}\" ct state established,related accept\n    \
                      oifname \"{bridge}\" ip saddr {{ {subnet}, {cluster} }} accept\n    \
                      oifname \"{bridge}\" reject with icmpx type port-unreachable\n",
             );
-            let _ = writeln!(outward, "    ip saddr {subnet} ip daddr != {subnet} ip daddr != {MULTICAST} masquerade");
+            let _ = writeln!(
+                outward,
+                "    oifname != \"{bridge}\" ip saddr {subnet} ip daddr != {subnet} ip daddr != {MULTICAST} masquerade"
+            );
         }
         // Declared before it is deleted: the whole replaces what is there, or nothing, in one transaction.
         format!(
