@@ -215,3 +215,61 @@ pub fn covers(live: &Value, wanted: &Value) -> bool {
         (live, wanted) => live == wanted,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge_cluster::profile::resolve;
+    use crate::edge_cluster::validate::tests::{World, example, object};
+
+    fn made(world: &World) -> Value {
+        let edge: EdgeCluster = object(&world.edge);
+        let profile = object(&world.profile);
+        let resolved = resolve(&profile, &edge.spec).unwrap();
+        cluster(&edge, &edge.spec.placements[0], &resolved, &labels(&profile.spec.tags))
+    }
+
+    #[test]
+    fn a_full_example() {
+        let mut world = example();
+        world.profile["spec"]["tags"] = serde_json::json!({ "tier": "shop", "no label!": "x", "x.k8s.io/y": "z" });
+        let expected: Value = serde_saphyr::from_str(include_str!("../../tests/golden/cluster.yaml")).unwrap();
+        let made = made(&world);
+        assert_eq!(made, expected, "{}", serde_json::to_string_pretty(&made).unwrap());
+    }
+
+    #[test]
+    fn what_is_defaulted_or_added_is_no_difference_and_what_is_changed_is_one() {
+        let wanted = made(&example());
+        let mut live = wanted.clone();
+        let spec = &mut live["spec"];
+        spec["controlPlaneRef"] = json!({ "name": "shop-x" });
+        spec["topology"]["variables"].as_array_mut().unwrap().insert(0, json!({ "name": "more", "value": 1 }));
+        spec["topology"]["workers"]["machineDeployments"][0]["minReadySeconds"] = json!(0);
+        assert!(covers(&live, &wanted));
+        for (path, value) in [
+            ("/spec/topology/version", json!("v1.36.4")),
+            ("/spec/topology/variables/2/value", json!("10.0.0.99")),
+            ("/spec/topology/workers/machineDeployments/0/replicas", json!(7)),
+            ("/spec/topology/controlPlane/variables/overrides/1/value/taints", json!([])),
+            ("/spec/clusterNetwork/pods/cidrBlocks", json!(["10.1.0.0/16", "10.2.0.0/16"])),
+            ("/metadata/labels", json!({})),
+        ] {
+            let mut changed = live.clone();
+            *changed.pointer_mut(path).unwrap() = value;
+            assert!(!covers(&changed, &wanted), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_control_plane_that_allows_workers_has_no_taint() {
+        let mut world = example();
+        world.edge["spec"]["controlPlane"]["allowWorkers"] = json!(true);
+        world.edge["spec"]["workers"] = json!([]);
+        world.edge["spec"]["presets"] = json!({});
+        let made = made(&world);
+        let node = &made["spec"]["topology"]["controlPlane"]["variables"]["overrides"][1];
+        assert_eq!(node["value"]["taints"].as_array().unwrap().len(), 1, "its own alone");
+        assert!(made["spec"]["topology"].get("workers").is_none());
+    }
+}

@@ -496,3 +496,6 @@ fn is_label_value(value: &str) -> bool {
     let bytes = value.as_bytes();
     bytes.len() <= LONGEST_NAME && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last())
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
