@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use edge_api::agent::FORCE_AFTER_SECONDS;
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Reporter;
@@ -39,11 +40,18 @@ pub struct Times {
     pub resync: Duration,
     /// Between two looks for addresses of a guest that has some.
     pub addresses: Duration,
+    /// How long a deletion must be stuck before it may be forced.
+    pub force: Duration,
 }
 
 impl Default for Times {
     fn default() -> Self {
-        Self { shutdown: Duration::from_mins(1), resync: Duration::from_mins(10), addresses: Duration::from_mins(1) }
+        Self {
+            shutdown: Duration::from_mins(1),
+            resync: Duration::from_mins(10),
+            addresses: Duration::from_mins(1),
+            force: Duration::from_secs(FORCE_AFTER_SECONDS.unsigned_abs()),
+        }
     }
 }
 

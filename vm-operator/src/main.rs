@@ -98,6 +98,7 @@ async fn start(arguments: Run) -> anyhow::Result<()> {
         shutdown: Duration::from_secs(shutdown_seconds),
         resync: Duration::from_secs(resync_seconds),
         addresses: Duration::from_secs(address_seconds),
+        ..Times::default()
     };
     run(client, Options { namespace, health: Some(health), times }, stop).await
 }

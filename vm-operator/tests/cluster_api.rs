@@ -514,7 +514,7 @@ async fn many_machines() -> Result<()> {
 #[tokio::test]
 async fn with_the_core_of_cluster_api() -> Result<()> {
     let site = Site::start(44, URI).await?;
-    let Some(core) = support::cluster_api::Core::start(&site.plane, NAMESPACE).await? else {
+    let Some(core) = support::cluster_api::Core::start(&site.plane).await? else {
         println!("the bundle has no Cluster API: this test needs it");
         return Ok(());
     };

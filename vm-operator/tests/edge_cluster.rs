@@ -8,15 +8,18 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use edge_api::cluster_api::LABEL_CLUSTER;
 use edge_api::edge_cluster::ClusterPhase;
-use edge_api::names::LABEL_EDGE_CLUSTER;
-use edge_api::{ClusterProfile, Condition, EdgeCluster, IPPool, VirtualMachineImage, condition};
+use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER, LABEL_EDGE_CLUSTER};
+use edge_api::{
+    ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachineTemplate, VirtualMachineImage,
+    condition,
+};
 use edge_tests::eventually;
 use edge_tests::wait::Seen;
 use kube::ResourceExt as _;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use support::{OPERATOR, SHORT, Site, TIMES};
-use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim};
+use support::{LONG, NAMESPACE, OPERATOR, SHORT, Site, TIMES};
+use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 use vm_operator::context::Times;
 
 const URI: &str = "test:///default";
@@ -210,4 +213,114 @@ async fn what_makes_no_sense_is_said() -> Result<()> {
     site.delete::<EdgeCluster>("second").await?;
     site.gone::<EdgeCluster>("second").await?;
     nothing_is_left(&site).await
+}
+
+/// With Cluster API's own core: the class takes what is written, the endpoint comes up, and the way back is clean from
+/// wherever it begins.
+#[tokio::test]
+async fn with_the_core_of_cluster_api() -> Result<()> {
+    let mut site = Site::start(32, URI).await?;
+    let Some(core) = support::cluster_api::Core::start(&site.plane).await? else {
+        println!("the bundle has no Cluster API: this test needs it");
+        return Ok(());
+    };
+    support::cluster_api::cluster_class(&site.client(), NAMESPACE).await?;
+    furnish(&site).await?;
+    let result = lives_with(&mut site).await;
+    result.with_context(|| format!("cluster-api-controller wrote:\n{}", core.tail()))
+}
+
+async fn lives_with(site: &mut Site) -> Result<()> {
+    let range = json!({ "start": address(32, 20), "end": address(32, 29) });
+    site.create::<IPPool>("machines", json!({ "range": range, "prefix": 24 })).await?;
+    let mut wanted = spec(&address(32, 10));
+    wanted["placements"][0]["networks"][0]["addressPool"] = json!("machines");
+    wanted["controlPlane"]["hardware"]["cpuSet"] = json!("0");
+    wanted["controlPlane"]["labels"] = json!({ "tier": "control" });
+    site.create::<EdgeCluster>("shop", wanted.clone()).await?;
+    let made = eventually("a LibvirtCluster to be provisioned", LONG, || async {
+        let all = site.api::<LibvirtCluster>().list(&ListParams::default()).await?.items;
+        let is_ready = |c: &&LibvirtCluster| c.status.as_ref().is_some_and(|s| s.initialization.is_some());
+        Ok::<_, kube::Error>(match all.iter().find(is_ready) {
+            Some(found) => Seen::Done(found.clone()),
+            None => Seen::NotYet(format!("{:?}", all.iter().map(|c| &c.status).collect::<Vec<_>>())),
+        })
+    })
+    .await?;
+    assert_eq!(made.spec.control_plane_endpoint.context("endpoint")?.host, address(32, 10));
+    assert_eq!((made.spec.appliance.as_str(), made.spec.network.as_str()), ("local", "wan"));
+    let templates = site.api::<LibvirtMachineTemplate>().list(&ListParams::default()).await?.items;
+    let control_plane = templates.iter().find(|t| t.spec.template.spec.cpu_set.is_some()).context("its template")?;
+    let machine = &control_plane.spec.template.spec;
+    assert_eq!((machine.image.as_str(), machine.cpu_set.as_deref()), ("kubernetes-v1.36.3", Some("0")));
+    assert_eq!(machine.interfaces[0].address_pool.as_deref(), Some("machines"));
+    let edge = phase(site, "shop", ClusterPhase::Provisioning).await?;
+    let tasks = edge.status.clone().unwrap_or_default().tasks;
+    println!("{tasks:#?}");
+    assert!(tasks.iter().any(|task| task.name == "layer network"), "{tasks:?}");
+
+    let writes = writes_of_a_resync(site).await?;
+    let of_clusters: Vec<&String> =
+        writes.iter().filter(|w| w.contains("clusters.cluster.x-k8s.io") || w.contains("/clusters ")).collect();
+    assert!(of_clusters.is_empty(), "what Cluster API defaults is no difference: {of_clusters:#?}");
+
+    site.delete::<EdgeCluster>("shop").await?;
+    site.gone::<EdgeCluster>("shop").await?;
+    for attempt in ["at once", "with its Cluster", "with its infrastructure"] {
+        site.create::<EdgeCluster>("shop", wanted.clone()).await?;
+        let begun = || async {
+            let cluster = site.api::<Cluster>().get_opt("shop").await?;
+            let infrastructure = site.api::<LibvirtCluster>().list(&ListParams::default()).await?.items;
+            let is_there = match attempt {
+                "at once" => true,
+                "with its Cluster" => cluster.is_some(),
+                _ => !infrastructure.is_empty(),
+            };
+            Ok::<_, kube::Error>(Seen::when(is_there, attempt))
+        };
+        eventually(attempt, LONG, begun).await?;
+        site.delete::<EdgeCluster>("shop").await?;
+        site.gone::<EdgeCluster>("shop").await.context(attempt)?;
+        nothing_is_left(site).await?;
+        assert!(site.api::<LibvirtCluster>().list(&ListParams::default()).await?.items.is_empty());
+        assert!(site.api::<Machine>().list(&ListParams::default()).await?.items.is_empty());
+    }
+    Ok(())
+}
+
+/// Nobody takes the Cluster apart: what is left is said, and by force it is listed and left.
+#[tokio::test]
+async fn a_stuck_deletion_can_be_forced() -> Result<()> {
+    let mut site = start(33).await?;
+    site.create::<EdgeCluster>("shop", spec(&address(33, 10))).await?;
+    phase(&site, "shop", ClusterPhase::Provisioning).await?;
+    // As Cluster API holds it.
+    let held = json!({ "metadata": { "finalizers": ["cluster.cluster.x-k8s.io"] } });
+    site.api::<Cluster>().patch("shop", &PatchParams::default(), &Patch::Merge(&held)).await?;
+    let libvirt = json!({
+        "apiVersion": "infrastructure.cluster.x-k8s.io/v1alpha1", "kind": "LibvirtCluster",
+        "metadata": { "name": "shop-x", "labels": { LABEL_CLUSTER: "shop" }, "finalizers": [FINALIZER] },
+        "spec": { "appliance": "local", "network": "wan" },
+    });
+    site.api::<LibvirtCluster>().create(&PostParams::default(), &serde_json::from_value(libvirt)?).await?;
+    site.delete::<EdgeCluster>("shop").await?;
+    let edge = phase(&site, "shop", ClusterPhase::Deleting).await?;
+    assert!(find(&edge, "Ready")?.message.starts_with("waits for these to go: Cluster shop"), "{edge:?}");
+    let force = json!({ "metadata": { "annotations": { ANNOTATION_FORCE_DELETE: "true" } } });
+    site.api::<EdgeCluster>().patch("shop", &PatchParams::default(), &Patch::Merge(&force)).await?;
+    site.create::<IPPool>("marker", json!({ "subnet": "10.9.0.0/24", "prefix": 24 })).await?;
+    site.wait::<IPPool>("marker", "Ready", |c| condition::is_true(c, "Ready"), SHORT).await?;
+    assert!(site.api::<EdgeCluster>().get_opt("shop").await?.is_some(), "not before its time");
+
+    site.kill_operator().await;
+    site.start_operator(Times { force: Duration::from_secs(1), ..TIMES })?;
+    site.gone::<EdgeCluster>("shop").await?;
+    site.gone::<LibvirtCluster>("shop-x").await?;
+    assert!(site.api::<Cluster>().get_opt("shop").await?.is_some(), "Cluster API's own stays, and is listed");
+    let events = site.api::<k8s_openapi::api::events::v1::Event>().list(&ListParams::default()).await?.items;
+    let said = events.into_iter().find(|e| e.reason.as_deref() == Some("ForceDeleted")).and_then(|e| e.note);
+    let said = said.context("an event")?;
+    println!("{said}");
+    assert!(said.contains("Cluster shop"), "{said}");
+    Ok(())
 }

@@ -30,6 +30,7 @@ use super::provider::{Guarded, Provide, Provider, Stores, Triggers, cluster_labe
 use super::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 use crate::context::Context;
 use crate::edge_cluster::layers::Runner;
+use crate::edge_cluster::remove::without_cluster_api;
 use crate::edge_cluster::run as edge;
 use crate::reconcile::after;
 use crate::run::watch;
@@ -72,13 +73,18 @@ async fn served(client: &Client) -> Result<bool, kube::Error> {
 }
 
 /// Waits for Cluster API. It is asked for, ever more slowly, because nobody may be allowed to watch definitions.
-async fn wait_for_kinds(client: &Client) {
+async fn wait_for_kinds(context: &Context) {
     const LONGEST: Duration = Duration::from_secs(15);
     let mut pause = Duration::from_secs(1);
     loop {
-        match served(client).await {
+        match served(&context.client).await {
             Ok(true) => return,
-            Ok(false) => tracing::debug!("Cluster API is not there yet"),
+            Ok(false) => {
+                tracing::debug!("Cluster API is not there yet");
+                if let Err(error) = without_cluster_api(context).await {
+                    tracing::debug!(error = crate::errors::chain(&error), "clusters wait for Cluster API");
+                }
+            }
             Err(error) => {
                 tracing::debug!(error = crate::errors::chain(&error), "cannot tell whether Cluster API is there");
             }
@@ -93,7 +99,7 @@ pub async fn run(context: Arc<Context>, mut touched: mpsc::UnboundedReceiver<Tou
     let (client, namespace) = (context.client.clone(), context.namespace.clone());
     let waited = async {
         tokio::select! {
-            () = wait_for_kinds(&client) => true,
+            () = wait_for_kinds(&context) => true,
             // Nobody is there to be woken yet, and the queue must not grow.
             () = async { while touched.recv().await.is_some() {} } => false,
         }

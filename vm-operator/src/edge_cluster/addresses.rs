@@ -6,8 +6,9 @@ use edge_api::names::LABEL_EDGE_CLUSTER;
 use edge_api::{EdgeCluster, condition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::PostParams;
 
+use super::remove::delete;
 use crate::cluster_api::provider::{Finding, Provider, is_owned, list, outdated, reference};
 use crate::cluster_api::upstream::{IPAddressClaim, IPAddressClaimSpec, PoolReference};
 use crate::reconcile::Error;
@@ -25,7 +26,7 @@ pub async fn ensure(edge: &EdgeCluster, provider: &Provider) -> Result<Result<Ve
     for claim in own(edge, provider) {
         // A claim cannot change its pool.
         if !wanted.contains(&claim.name_any()) || claim.spec.pool_ref.name != pool {
-            delete(&claim, provider).await?;
+            give_back(&claim, provider).await?;
         }
     }
     let mut addresses = Vec::new();
@@ -55,7 +56,7 @@ pub async fn ensure(edge: &EdgeCluster, provider: &Provider) -> Result<Result<Ve
 /// Gives back every address.
 pub async fn release(edge: &EdgeCluster, provider: &Provider) -> Result<(), Error> {
     for claim in own(edge, provider) {
-        delete(&claim, provider).await?;
+        give_back(&claim, provider).await?;
     }
     Ok(())
 }
@@ -80,13 +81,9 @@ async fn make(edge: &EdgeCluster, name: &str, pool: &str, provider: &Provider) -
     provider.context.api::<IPAddressClaim>().create(&PostParams::default(), &claim).await.map_err(outdated)
 }
 
-async fn delete(claim: &IPAddressClaim, provider: &Provider) -> Result<(), Error> {
+async fn give_back(claim: &IPAddressClaim, provider: &Provider) -> Result<(), Error> {
     if claim.metadata.deletion_timestamp.is_some() {
         return Ok(());
     }
-    match provider.context.api::<IPAddressClaim>().delete(&claim.name_any(), &DeleteParams::default()).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    delete::<IPAddressClaim>(&provider.context, &claim.name_any()).await
 }

@@ -2,16 +2,22 @@
 //! made from the appliance's registry and gone with the last that uses it.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 
 use edge_api::edge_cluster::ClusterPhase;
 use edge_api::names::CLUSTER_IMAGE_PREFIX;
-use edge_api::{Appliance, EdgeCluster, VirtualMachineImage, VirtualMachineImageSpec};
+use edge_api::{Appliance, ClusterProfile, EdgeCluster, LibvirtMachine, VirtualMachineImage, VirtualMachineImageSpec};
 use k8s_openapi::api::core::v1::Secret;
-use kube::ResourceExt as _;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{ListParams, PostParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 
 use super::profile::Resolved;
-use crate::cluster_api::provider::{Finding, Provider, list, outdated};
+use super::remove::delete;
+use crate::cluster_api::provider::{Finding, Provider, outdated};
+use crate::cluster_api::upstream::Cluster;
+use crate::context::Context;
 use crate::errors::chain;
 use crate::image::registry::Registry;
 use crate::reconcile::Error;
@@ -85,50 +91,58 @@ async fn registry(appliance: &Appliance, provider: &Provider) -> Result<Result<R
     Ok(registry.map_err(|error| Finding::no("RegistryError", chain(&error))))
 }
 
-/// Removes the images of ours that nobody uses. A cluster that goes uses none; while one rolls from one version to
-/// another, all stay.
-pub async fn remove_unused(provider: &Provider, going: Option<&EdgeCluster>) -> Result<(), Error> {
-    let context = &provider.context;
+/// Removes the images of ours that nobody uses, `keep` not being looked at. A cluster that goes uses none; while one
+/// rolls from one version to another, all stay. Nobody may make one meanwhile ([`Provider::images`]).
+pub async fn remove_unused(context: &Context, keep: Option<&str>, going: Option<&EdgeCluster>) -> Result<(), Error> {
     let is_ours = |image: &VirtualMachineImage| {
         image.labels().get(LABEL_MANAGED_BY).is_some_and(|by| by == FIELD_MANAGER)
             && image.name_any().starts_with(CLUSTER_IMAGE_PREFIX)
             && image.metadata.deletion_timestamp.is_none()
     };
-    let ours: Vec<String> = context.images().iter().filter(|i| is_ours(i)).map(kube::ResourceExt::name_any).collect();
+    let mut ours: Vec<String> =
+        context.images().iter().filter(|image| is_ours(image)).map(kube::ResourceExt::name_any).collect();
+    ours.retain(|name| Some(name.as_str()) != keep);
     if ours.is_empty() {
         return Ok(());
     }
-    let _nobody_makes = provider.images.lock().await;
-    let Some(wanted) = wanted(provider, going).await? else { return Ok(()) };
+    let Some(wanted) = wanted(context, going).await? else { return Ok(()) };
     for name in ours.iter().filter(|name| !wanted.contains(*name)) {
-        // A machine that is still there keeps its image: the image's own controller waits for it.
         if context.machines(|vm| vm.spec.image.as_deref() == Some(name)).is_empty() {
-            match context.api::<VirtualMachineImage>().delete(name, &DeleteParams::default()).await {
-                Ok(_) => tracing::info!(image = name, "no cluster uses it any more"),
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(error.into()),
-            }
+            delete::<VirtualMachineImage>(context, name).await?;
+            tracing::info!(image = name, "no cluster uses it any more");
         }
     }
     Ok(())
 }
 
 /// Names of the images that clusters use; `None` where that cannot be told.
-async fn wanted(provider: &Provider, going: Option<&EdgeCluster>) -> Result<Option<BTreeSet<String>>, Error> {
+async fn wanted(context: &Context, going: Option<&EdgeCluster>) -> Result<Option<BTreeSet<String>>, Error> {
     let mut wanted = BTreeSet::new();
-    let clusters = provider.context.api::<EdgeCluster>().list(&ListParams::default()).await?;
-    for cluster in clusters.items.iter().filter(|c| going.is_none_or(|going| going.uid() != c.uid())) {
+    let (profiles, currents) = (all::<ClusterProfile>(context).await?, all::<Cluster>(context).await?);
+    for cluster in all::<EdgeCluster>(context).await?.iter().filter(|c| going.is_none_or(|g| g.uid() != c.uid())) {
         let status = cluster.status.as_ref();
         if status.is_some_and(|status| status.phase == ClusterPhase::Updating) {
             return Ok(None);
         }
-        wanted.extend(status.and_then(|s| s.version.as_deref()).map(|v| name(v.trim_start_matches('v'))));
-        let current = provider.get(&provider.stores.owner_clusters, &cluster.name_any());
-        wanted.extend(current.and_then(|c| c.spec.version().map(|v| name(v.trim_start_matches('v')))));
-        let profile = provider.get(&provider.stores.profiles, &cluster.spec.profile);
-        let resolved = profile.and_then(|profile| super::profile::resolve(&profile, &cluster.spec).ok());
+        let current = currents.iter().find(|current| current.name_any() == cluster.name_any());
+        let versions = [status.and_then(|s| s.version.as_deref()), current.and_then(|c| c.spec.version())];
+        wanted.extend(versions.into_iter().flatten().map(|version| name(version.trim_start_matches('v'))));
+        let profile = profiles.iter().find(|profile| profile.name_any() == cluster.spec.profile);
+        let resolved = profile.and_then(|profile| super::profile::resolve(profile, &cluster.spec).ok());
         wanted.extend(resolved.map(|resolved| name(&resolved.version)));
     }
-    wanted.extend(list(&provider.stores.machines, |_| true).into_iter().map(|machine| machine.spec.image));
+    wanted.extend(all::<LibvirtMachine>(context).await?.into_iter().map(|machine| machine.spec.image));
     Ok(Some(wanted))
+}
+
+/// Every object of a kind; none where it is not served.
+pub async fn all<K>(context: &Context) -> Result<Vec<K>, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    match context.api::<K>().list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -35,11 +35,11 @@ impl Scene {
         provider: &Provider,
     ) -> Self {
         let (stores, uid, name) = (&provider.stores, edge.uid().unwrap_or_default(), edge.name_any());
-        // A cluster of somebody else says nothing of this one.
-        let Some(cluster) = cluster.filter(|cluster| is_owned(&cluster.metadata, Some(&uid))) else {
+        if cluster.is_some_and(|cluster| !is_owned(&cluster.metadata, Some(&uid))) {
+            // A cluster of somebody else says nothing of this one.
             let (infrastructure, machines) = (None, Vec::new());
             return Self { cluster: None, layers: Vec::new(), infrastructure, image: None, machines };
-        };
+        }
         let machine = |machine: Machine| {
             let name = machine.name_any();
             let libvirt = provider.get(&stores.machines, &name);
@@ -52,7 +52,7 @@ impl Scene {
             layers = pending(&resolved.layers);
         }
         Self {
-            cluster: Some(cluster.clone()),
+            cluster: cluster.cloned(),
             layers,
             infrastructure: list(&stores.clusters, |found| cluster_name(found) == Some(&name)).pop(),
             image: resolved.and_then(|resolved| provider.context.image(&image::name(&resolved.version))),

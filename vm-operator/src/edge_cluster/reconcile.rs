@@ -108,7 +108,8 @@ async fn advance(edge: &EdgeCluster, provider: &Provider, progress: &mut Progres
     if let (Some(cluster), Some(addresses)) = (&progress.cluster, &progress.addresses) {
         ensure_layers(edge, resolved, &appliance, cluster, addresses, provider).await?;
     }
-    image::remove_unused(provider, None).await
+    let _nobody_makes = provider.images.lock().await;
+    image::remove_unused(&provider.context, Some(&image::name(&resolved.version)), None).await
 }
 
 /// Has the layers kept, once the cluster answers.

@@ -14,7 +14,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 /// Kinds that the provider looks at: group, kind, plural, and whether it has a status.
@@ -63,6 +63,21 @@ async fn serve(client: &Client, theirs: Vec<Value>) -> Result<()> {
     Ok(())
 }
 
+/// The ClusterClass of the appliance, with its templates.
+pub async fn cluster_class(client: &Client, namespace: &str) -> Result<()> {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(include_str!("../../../deploy/cluster-class.yaml"))?;
+    let params = PatchParams::apply("edge-tests").force();
+    for object in objects {
+        let object: DynamicObject = serde_json::from_value(object)?;
+        let types = object.types.clone().context("a kind")?;
+        let kind = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
+        let plural = if types.kind == "ClusterClass" { "clusterclasses".to_owned() } else { kind.plural.clone() };
+        let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &ApiResource { plural, ..kind });
+        api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await?;
+    }
+    Ok(())
+}
+
 /// Cluster API's core manager as a process of its own, without its webhooks: nobody defaults and nobody validates.
 pub struct Core {
     child: Child,
@@ -71,7 +86,7 @@ pub struct Core {
 
 impl Core {
     /// Serves every kind and starts the manager. `None` where the bundle has none.
-    pub async fn start(plane: &ControlPlane, namespace: &str) -> Result<Option<Self>> {
+    pub async fn start(plane: &ControlPlane) -> Result<Option<Self>> {
         let dir = plane.dir();
         let Some(program) = program(dir)? else { return Ok(None) };
         serve(&plane.client(), real()?).await?;
@@ -86,11 +101,10 @@ impl Core {
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
             .arg(format!("--kubeconfig={}", kubeconfig(plane)?.display()))
-            .arg(format!("--namespace={namespace}"))
             .arg(format!("--webhook-cert-dir={}", dir.display()))
             .arg(format!("--webhook-port={port}"))
             .args(["--leader-elect=false", "--health-addr=127.0.0.1:0", "--diagnostics-address=127.0.0.1:0"])
-            .arg("--insecure-diagnostics")
+            .args(["--insecure-diagnostics", "--feature-gates=ClusterTopology=true"])
             .arg("--skip-crd-migration-phases=StorageVersionMigration,CleanupManagedFields")
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)

@@ -36,8 +36,12 @@ use vm_operator::run::{Options, run};
 /// User as which the operator under test acts, to be told apart in the audit log.
 pub const OPERATOR: &str = "system:serviceaccount:pcg-edge-system:vm-operator";
 pub const NAMESPACE: &str = edge_api::names::NAMESPACE;
-pub const TIMES: Times =
-    Times { shutdown: Duration::from_secs(20), resync: Duration::from_mins(10), addresses: Duration::from_secs(5) };
+pub const TIMES: Times = Times {
+    shutdown: Duration::from_secs(20),
+    resync: Duration::from_mins(10),
+    addresses: Duration::from_secs(5),
+    force: Duration::from_mins(15),
+};
 /// Longest wait for anything that involves a guest under TCG on a busy host.
 pub const LONG: Duration = Duration::from_mins(3);
 pub const SHORT: Duration = Duration::from_secs(30);

@@ -24,7 +24,9 @@ pub(crate) fn object<T: DeserializeOwned>(value: &Value) -> T {
 }
 
 fn named(kind: &str, name: &str, spec: Value) -> Value {
-    json!({ "apiVersion": "pcg-edge.io/v1alpha1", "kind": kind, "metadata": { "name": name }, "spec": spec })
+    let mut object = json!({ "apiVersion": "pcg-edge.io/v1alpha1", "kind": kind, "metadata": { "name": name } });
+    object["spec"] = spec;
+    object
 }
 
 fn pool(name: &str, start: &str, end: &str) -> Value {
@@ -182,7 +184,7 @@ const CASES: [(&str, Edit, &str); 45] = [
         "spec.workers[0].name: \"general\" and the cluster's name have 47 characters: expected at most 44, because machines' names grow from them"),
     ("longer name", |w| { w.edge["metadata"]["name"] = json!("s".repeat(52)); w.edge["spec"]["workers"] = json!([]);
                           w.edge["spec"]["controlPlane"]["allowWorkers"] = json!(true); w.edge["spec"]["presets"] = json!({}); },
-        &"has 52 characters: expected at most 51, because machines' names grow from it"),
+        "has 52 characters: expected at most 51, because machines' names grow from it"),
     ("pool twice", |w| w.edge["spec"]["workers"][1]["name"] = json!("general"),
         "spec.workers[1].name: \"general\": expected a name that no other pool has"),
     ("disk twice", |w| { let disks = &mut w.edge["spec"]["workers"][0]["hardware"]["dataDisks"]; let first = disks[0].clone(); disks.as_array_mut().unwrap().push(first); },
