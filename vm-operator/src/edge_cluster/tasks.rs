@@ -22,8 +22,8 @@ use crate::cluster_api::upstream::{Cluster, Machine};
 
 /// Label of a worker's machine with the name of its pool.
 const LABEL_POOL: &str = "topology.cluster.x-k8s.io/deployment-name";
-/// Characters of a message.
-const LONGEST: usize = 1000;
+/// Characters of a message: as much as is told of a guest's own log.
+const LONGEST: usize = 3000;
 /// Reasons of a condition `Ready` that does not hold which only say how far something is, beside `WaitingFor…`. Any other
 /// one is an error.
 const PROGRESS: [&str; 8] = [
@@ -266,9 +266,13 @@ fn virtual_machine(observed: &ObservedMachine<'_>) -> Standing {
 
 /// kubeadm in the guest: done as soon as there is a node.
 fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState) -> Standing {
-    let ObservedMachine { machine, libvirt: _, vm } = *observed;
+    let ObservedMachine { machine, libvirt, vm } = *observed;
     if node(machine).is_some() {
         return (TaskState::Done, String::new());
+    }
+    let failed = condition::find(conditions_of(libvirt), "Ready").filter(|ready| ready.reason == "BootstrapFailed");
+    if let Some(failed) = failed {
+        return (TaskState::Failed, failed.message.clone());
     }
     if virtual_machine != TaskState::Done {
         return (TaskState::Pending, String::new());

@@ -254,6 +254,10 @@ fn the_stages_of_a_machine() {
     assert_eq!(parts(&awaited, Some(&made), Some(&runs))[1..], ["Done", expected, "Pending"]);
     assert_eq!(parts(&nothing, Some(&made), Some(&runs))[2], "Running kubeadm runs in the guest");
 
+    let failed = libvirt("BootstrapFailed", "cloud-init ended without making a node of this machine");
+    let text = "Failed cloud-init ended without making a node of this machine";
+    assert_eq!(parts(&awaited, Some(&failed), Some(&runs))[1..], ["Done", text, "Pending"]);
+
     let joined = |conditions| machine("m", worker("general"), Some("m"), conditions);
     let not_ready = joined(json!([condition(
         "NodeHealthy",
