@@ -133,7 +133,10 @@ pub fn prepare(
         ("cert-manager.io", "Certificate") => return certificate(&object).map(Document::Certificate),
         ("cert-manager.io", _) => return Ok(Document::Nothing),
         (_, "CustomResourceDefinition") => {
-            trust(&mut object["spec"]["conversion"]["webhook"]["clientConfig"], authority);
+            // Not every one has versions to convert between; indexing would make what is not there.
+            if let Some(config) = object.pointer_mut("/spec/conversion/webhook/clientConfig") {
+                trust(config, authority);
+            }
         }
         (_, "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
             for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
@@ -275,6 +278,11 @@ metadata: {name: m}
 webhooks:
 - {name: a, clientConfig: {service: {name: s}}}
 - {name: b, clientConfig: {service: {name: s}}}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: providers.clusterctl.cluster.x-k8s.io}
+spec: {scope: Namespaced}
 ";
 
     fn index() -> Index {
@@ -329,6 +337,8 @@ webhooks:
         }
         let Document::Object(namespace) = &all[0] else { panic!("{:?}", all[0]) };
         assert!(namespace.get("spec").is_none(), "nothing is added to others");
+        let Document::Object(definition) = &all[6] else { panic!("{:?}", all[6]) };
+        assert_eq!(definition["spec"], json!({"scope": "Namespaced"}), "nor to definitions of one version");
     }
 
     #[test]
