@@ -243,3 +243,53 @@ where
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use edge_tests::ControlPlane;
+    use k8s_openapi::api::core::v1::Namespace;
+    use kube::api::{Patch, PatchParams, PostParams};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::clusters::file;
+
+    async fn make<K>(api: Api<K>, object: Value)
+    where
+        K: Resource + Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
+    {
+        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn clusters_go_before_machines_and_what_is_left_is_named() {
+        let plane = ControlPlane::start().await.unwrap();
+        plane.install_crds().await.unwrap();
+        let client = plane.client();
+        make(Api::<Namespace>::all(client.clone()), json!({"metadata": {"name": NAMESPACE}})).await;
+        let clusters: Api<EdgeCluster> = Api::namespaced(client.clone(), NAMESPACE);
+        let machines: Api<VirtualMachine> = Api::namespaced(client.clone(), NAMESPACE);
+        let mut shop = file::load(include_bytes!("../../examples/site/clusters/shop.yaml")).unwrap();
+        shop.metadata.finalizers = Some(vec!["pcg-edge.io/test".to_owned()]);
+        clusters.create(&PostParams::default(), &shop).await.unwrap();
+        let machine = json!({"apiVersion": "pcg-edge.io/v1alpha1", "kind": "VirtualMachine", "metadata": {"name": "router"},
+            "spec": {"id": "6d3a7c1e-0000-4000-8000-000000000000", "appliance": "local", "vcpus": 1, "memoryMiB": 256,
+                "image": "i"}});
+        make(machines.clone(), machine).await;
+
+        let short = Duration::from_secs(1);
+        let left = remove_all(&clusters, "workload cluster", short, ResourceExt::name_any).await;
+        assert_eq!(left, Err("after 1 s still there: workload cluster shop".to_owned()));
+        let operator = async {
+            assert!(clusters.get("shop").await.unwrap().metadata.deletion_timestamp.is_some());
+            let router = machines.get("router").await.unwrap();
+            assert_eq!(router.metadata.deletion_timestamp, None, "the cluster is still there");
+            let let_go = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+            clusters.patch("shop", &PatchParams::default(), &let_go).await.unwrap();
+        };
+        // The kinds of Cluster API are not there, which is no reason to stop.
+        let (removed, ()) = tokio::join!(remove_from_cluster(&client), operator);
+        assert_eq!(removed, Ok(()));
+        assert!(machines.list(&ListParams::default()).await.unwrap().items.is_empty());
+    }
+}
