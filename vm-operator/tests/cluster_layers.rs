@@ -311,6 +311,38 @@ async fn what_is_wrong_is_said_of_its_layer() -> Result<()> {
     Ok(())
 }
 
+/// A cluster's API server may come up long after its layers are wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_comes_later_is_found() -> Result<()> {
+    let bed = Bed::start().await?;
+    let runner = bed.runner();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    drop(listener);
+    let mut wanted = bed.wanted(layers("x").split_off(2))?;
+    wanted.layers[0].manifests = vec![artifact(NETWORK)];
+    let kubeconfig = String::from_utf8(wanted.kubeconfig)?;
+    wanted.kubeconfig = kubeconfig.replace(bed.plane.url(), &format!("https://{address}")).into_bytes();
+    runner.ensure(wanted);
+    stand(&runner, "a wait", &[("metrics", StepState::Waiting, "waits for the cluster's API server: ")]).await?;
+
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let server = bed.plane.url().trim_start_matches("https://").to_owned();
+    let relay = tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(server).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    stand(&runner, "the layer", &[("metrics", StepState::Ready, "")]).await?;
+    relay.abort();
+    assert_eq!(bed.data("shared").await?, json!({"a": "{{ x }}"}));
+    Ok(())
+}
+
 fn good_storage() -> ResolvedLayer {
     layers("x").swap_remove(1)
 }

@@ -37,6 +37,8 @@ use crate::image::registry::{self, Registry};
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an API server may take to answer. An emulated one is slow.
 const ANSWER: Duration = Duration::from_secs(30);
+/// The longest pause before an API server that was not reached is tried again.
+const UNREACHED: Duration = Duration::from_secs(30);
 /// How long a connection may be silent within an answer: longer than the watches, which end by themselves.
 const SILENCE: Duration = Duration::from_mins(6);
 
@@ -178,9 +180,13 @@ async fn keep(shared: Arc<Shared>, mut wanted: watch::Receiver<Arc<Wanted>>) {
         let now = wanted.borrow_and_update().clone();
         let passes = async {
             loop {
-                let succeeded = pass(&shared, &now).await;
-                failures = if succeeded { 0 } else { failures + 1 };
-                let pause = if succeeded { shared.resync } else { delay(failures - 1) };
+                let outcome = pass(&shared, &now).await;
+                let pause = match outcome {
+                    Outcome::Kept => shared.resync,
+                    Outcome::Unreached => delay(failures).min(UNREACHED),
+                    Outcome::Failed => delay(failures),
+                };
+                failures = if outcome == Outcome::Kept { 0 } else { failures + 1 };
                 tokio::time::sleep(pause).await;
             }
         };
@@ -211,12 +217,23 @@ enum Error {
     Client(#[source] kube::Error),
 }
 
-/// One pass over the layers of a cluster, and whether it succeeded. What went wrong is in the states and in the log.
-async fn pass(shared: &Shared, wanted: &Wanted) -> bool {
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    /// All layers are as wanted.
+    Kept,
+    /// The cluster's API server does not answer, or cannot now.
+    Unreached,
+    /// A layer failed.
+    Failed,
+}
+
+/// One pass over the layers of a cluster. What went wrong is in the states and in the log.
+async fn pass(shared: &Shared, wanted: &Wanted) -> Outcome {
     let failed = |layer: &str, state: StepState, message: String| {
         tracing::warn!(layer, message, "layer is tried again");
         shared.fail(wanted, layer, state, message);
-        false
+        if state == StepState::Waiting { Outcome::Unreached } else { Outcome::Failed }
     };
     let layers = match render(wanted).await {
         Ok(layers) => layers,
@@ -242,7 +259,7 @@ async fn pass(shared: &Shared, wanted: &Wanted) -> bool {
             if !written.is_empty() || !pruned.is_empty() {
                 tracing::info!(written = written.len(), removed = pruned.len(), "layers are as wanted");
             }
-            true
+            Outcome::Kept
         }
         Err(edge_layers::Error { layer, failure }) if failure.is_transient() => {
             let message = format!("waits for the cluster's API server: {}", chain(&failure));
