@@ -18,7 +18,7 @@ use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::status::Board;
 
@@ -81,7 +81,13 @@ pub async fn follow(
             continue;
         };
         let machines = |machines: &BTreeMap<_, _>| board.set_machines(machines.values().map(short).collect());
-        let clusters = |clusters: &BTreeMap<_, _>| board.set_clusters(clusters.values().map(Cluster::from).collect());
+        let clusters = |clusters: &BTreeMap<_, _>| {
+            let clusters: Vec<_> = clusters.values().map(Cluster::from).collect();
+            for line in news(&board.get().clusters, &clusters) {
+                info!("{line}");
+            }
+            board.set_clusters(clusters);
+        };
         tokio::select! {
             changed = clients.changed() => if changed.is_err() { return },
             () = follow_kind(&client, &objects.machines, machines, wake) => wake(),
@@ -167,6 +173,15 @@ async fn follow_appliance(client: &kube::Client, wake: impl Fn()) {
     }
 }
 
+/// What the log tells of clusters: where they are now, and that they are gone.
+fn news(old: &[Cluster], new: &[Cluster]) -> Vec<String> {
+    let of = |clusters: &[Cluster], name: &str| clusters.iter().find(|c| c.name == name).map(|c| c.phase);
+    let moved = new.iter().filter(|cluster| of(old, &cluster.name) != Some(cluster.phase));
+    let moved = moved.map(|cluster| format!("cluster {} is {:?}", cluster.name, cluster.phase));
+    let gone = old.iter().filter(|cluster| of(new, &cluster.name).is_none());
+    moved.chain(gone.map(|cluster| format!("cluster {} is gone", cluster.name))).collect()
+}
+
 fn is_absent(error: &kube::runtime::watcher::Error) -> bool {
     use kube::runtime::watcher::Error;
     matches!(error, Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
@@ -211,6 +226,21 @@ mod tests {
                 "addresses": [{"network": "wan", "mac": "52:54:00:00:00:01", "ip": "10.0.0.2", "prefix": 24}]},
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn the_log_tells_of_phases() {
+        let cluster = |name: &str, phase: &str, message: &str| -> Cluster {
+            serde_json::from_value(serde_json::json!({"name": name, "phase": phase, "ready": false, "message": message,
+                "endpoint": "192.168.150.40", "tasks": []}))
+            .unwrap()
+        };
+        let old =
+            [cluster("shop", "Provisioning", "a"), cluster("tills", "Running", ""), cluster("trial", "Deleting", "")];
+        let new =
+            [cluster("shop", "Provisioning", "b"), cluster("tills", "Updating", ""), cluster("web", "Pending", "")];
+        assert_eq!(news(&old, &new), ["cluster tills is Updating", "cluster web is Pending", "cluster trial is gone"]);
+        assert!(news(&new, &new).is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends at once where something is not as it must be")]
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -91,6 +92,14 @@ impl Host {
     async fn edgectl(&self, arguments: &[&str]) -> Output {
         let ended = self.command(arguments).output();
         tokio::time::timeout(DEADLINE, ended).await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).unwrap()
+    }
+
+    /// Runs a command on a terminal where somebody types.
+    async fn typed(&self, arguments: &[&str], keys: &str) -> Output {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let child = self.command(arguments).stdin(terminal.slave).spawn().unwrap();
+        std::fs::File::from(terminal.master.try_clone().unwrap()).write_all(keys.as_bytes()).unwrap();
+        tokio::time::timeout(DEADLINE, child.wait_with_output()).await.unwrap().unwrap()
     }
 
     /// Runs a command that must succeed, for its JSON.
@@ -234,11 +243,14 @@ async fn a_cluster_from_its_file_to_its_end() {
 
     // Deletion: confirmed, and forced after a while only.
     assert!(host.refused(2, &["delete", "shop"]).await.contains("hint: give --yes"));
+    let other = host.typed(&["delete", "shop"], "other\n").await;
+    assert_eq!((other.status.code(), text(&other.stdout).as_str()), (Some(2), ""));
+    assert!(text(&other.stderr).contains("that is not its name; nothing was deleted"), "{other:?}");
     assert!(host.refused(1, &["delete", "shop", "--yes", "--force"]).await.contains("is not being deleted"));
     let finalizers = Patch::Merge(json!({"metadata": {"finalizers": ["pcg-edge.io/test"]}}));
     host.objects.patch("shop", &PatchParams::default(), &finalizers).await.unwrap();
-    let deleted = host.json(&["delete", "shop", "--yes"]).await;
-    assert!(deleted["metadata"]["deletionTimestamp"].is_string(), "{deleted}");
+    let deleted = host.typed(&["delete", "shop"], "shop\n").await;
+    assert!(text(&deleted.stdout).starts_with("cluster shop is being removed"), "{deleted:?}");
     host.until("shop", "phase", json!("Deleting")).await;
     assert!(text(&host.edgectl(&["get", "shop"]).await.stdout).contains("forcing        it may be forced in 1"));
     assert!(host.refused(1, &["create", "-f", shop]).await.contains("is still being deleted"));
@@ -263,8 +275,6 @@ async fn a_cluster_from_its_file_to_its_end() {
         text(&ended.stdout).contains("cluster shop is gone") || text(&ended.stderr).contains("there is no cluster");
     assert!(gone, "{ended:?}");
     host.until("shop", "name", Value::Null).await;
-    let log = std::fs::read_to_string(host.folder.path().join("edge.log")).unwrap_or_default();
-    assert!(!log.contains("kind: Config"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
