@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use edge_api::cluster_api::{ANNOTATION_PAUSED, LABEL_CLUSTER};
 use edge_api::{IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine, condition};
-use edge_tests::eventually;
 use edge_tests::wait::Seen;
+use edge_tests::{ControlPlane, eventually};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use support::objects::{
     BOOTSTRAP, bootstrap, bootstrap_secret, cluster, clusters, create, files, libvirt_cluster, machine, machine_with,
@@ -463,6 +463,92 @@ async fn an_endpoint_that_answers_is_in_use() -> Result<()> {
     Ok(())
 }
 
+/// The package for `clusterctl`, out of a folder: `init` installs the operator, and `generate cluster` makes a cluster
+/// that the API server takes.
+#[tokio::test]
+async fn clusterctl_takes_the_package() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    let folder = plane.dir().join("infrastructure-libvirt/v0.1.0");
+    std::fs::create_dir_all(&folder)?;
+    for file in std::fs::read_dir("../deploy/clusterctl")? {
+        let file = file?;
+        std::fs::copy(file.path(), folder.join(file.file_name()))?;
+    }
+    let components = folder.join("infrastructure-components.yaml");
+    let mut providers = vec![json!({ "name": "libvirt", "type": "InfrastructureProvider", "url": components })];
+    // Of the others it wants to know which contract they speak, and shall not look for that on the internet.
+    let series = json!([{ "major": 1, "minor": 14, "contract": "v1beta2" }]);
+    let metadata =
+        json!({ "apiVersion": "clusterctl.cluster.x-k8s.io/v1alpha3", "kind": "Metadata", "releaseSeries": series });
+    let others = [
+        ("cluster-api", "cluster-api", "CoreProvider", "core"),
+        ("bootstrap-kubeadm", "kubeadm", "BootstrapProvider", "bootstrap"),
+        ("control-plane-kubeadm", "kubeadm", "ControlPlaneProvider", "control-plane"),
+    ];
+    for (label, name, of, file) in others {
+        let folder = plane.dir().join(label).join("v1.14.2");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("metadata.yaml"), metadata.to_string())?;
+        let components = folder.join(format!("{file}-components.yaml"));
+        std::fs::write(&components, "")?;
+        providers.push(json!({ "name": name, "type": of, "url": components }));
+    }
+    let config = plane.dir().join("clusterctl.yaml");
+    let variables = json!({
+        "providers": providers, "VIRTUAL_IP": "10.0.0.10", "NETWORK": "nodes", "ADDRESS_POOL": "machines",
+    });
+    std::fs::write(&config, variables.to_string())?;
+    let config = config.to_string_lossy().into_owned();
+    let client = plane.client();
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } });
+    let namespaces = kube::Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone());
+    namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+    support::cluster_api::install_all(&client).await?;
+
+    let init = ["init", "--infrastructure", "libvirt:v0.1.0", "--config", &config];
+    let said = support::cluster_api::clusterctl(&plane, &init)?;
+    println!("{said}");
+    assert!(said.contains("Skipping installing cert-manager"), "{said}");
+    let deployments = kube::Api::<k8s_openapi::api::apps::v1::Deployment>::namespaced(client.clone(), NAMESPACE);
+    let labels = deployments.get("vm-operator").await?.metadata.labels.context("labels")?;
+    assert_eq!(labels["cluster.x-k8s.io/provider"], "infrastructure-libvirt");
+
+    let out = plane.dir().join("cluster.yaml");
+    let to = out.to_string_lossy().into_owned();
+    let generate = [
+        "generate",
+        "cluster",
+        "shop",
+        "--infrastructure",
+        "libvirt:v0.1.0",
+        "--kubernetes-version",
+        "v1.36.3",
+        "--worker-machine-count",
+        "2",
+        "--target-namespace",
+        NAMESPACE,
+        "--config",
+        &config,
+        "--write-to",
+        &to,
+    ];
+    println!("{}", support::cluster_api::clusterctl(&plane, &generate)?);
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&std::fs::read_to_string(&out)?)?;
+    let kinds: BTreeSet<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
+    assert!(kinds.is_superset(&["Cluster", "ClusterClass", "LibvirtMachineTemplate"].into()), "{kinds:?}");
+    for object in &objects {
+        let (group, version) = object["apiVersion"].as_str().and_then(|v| v.split_once('/')).context("a version")?;
+        let kind = kube::core::GroupVersionKind::gvk(group, version, object["kind"].as_str().context("a kind")?);
+        let resource = kube::core::ApiResource::from_gvk(&kind);
+        let api: kube::Api<kube::core::DynamicObject> =
+            kube::Api::namespaced_with(client.clone(), NAMESPACE, &resource);
+        let name = object["metadata"]["name"].as_str().context("a name")?;
+        let params = PatchParams::apply("test");
+        api.patch(name, &params, &Patch::Apply(object)).await.with_context(|| format!("{} {name}", kind.kind))?;
+    }
+    Ok(())
+}
+
 /// Many machines at once, with their bootstrap data: none is forgotten, and each costs a bounded number of writes.
 #[tokio::test]
 #[ignore = "long: 150 machines on one API server"]
@@ -571,7 +657,8 @@ async fn lives_with(site: &Site) -> Result<()> {
     let conditions = machine["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let mirrored = conditions.iter().find(|c| c["type"] == "InfrastructureReady").context("InfrastructureReady")?;
     println!("Machine node: {}: {}", mirrored["reason"], mirrored["message"]);
-    let tree = support::cluster_api::clusterctl(&site.plane, &["describe", "cluster", "one", "--grouping=false"])?;
+    let tree =
+        support::cluster_api::clusterctl(&site.plane, &["describe", "cluster", "one", "--namespace", NAMESPACE])?;
     println!("{tree}");
     for object in ["LibvirtCluster pcg-edge-system/one", "Machine pcg-edge-system/node"] {
         assert!(tree.contains(object), "{tree}");

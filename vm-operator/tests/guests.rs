@@ -14,7 +14,7 @@ use support::objects::{
     bootstrap_secret, cluster, create, files, libvirt_cluster, message, names, own, pool, provisioned, reason, subnet,
     until,
 };
-use support::{LONG, Site};
+use support::{LONG, NAMESPACE, Site};
 use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 
 const URI: &str = "qemu:///system";
@@ -60,7 +60,7 @@ async fn join(site: &Site) -> Result<()> {
     site.api::<Cluster>().patch_status("one", &PatchParams::default(), &Patch::Merge(&status)).await?;
     let machines = kube::Api::<kube::core::DynamicObject>::namespaced_with(
         site.client(),
-        support::NAMESPACE,
+        NAMESPACE,
         &kube::core::ApiResource::erase::<Machine>(&()),
     );
     let status = json!({ "status": { "nodeRef": { "name": "node" } } });
@@ -105,7 +105,10 @@ async fn move_leaves_guests_alone() -> Result<()> {
     println!("domain {domain}: {run:?}");
 
     let to = target.plane.kubeconfig();
-    let said = support::cluster_api::clusterctl(&source.plane, &["move", "--to-kubeconfig", &to.to_string_lossy()])?;
+    let said = support::cluster_api::clusterctl(
+        &source.plane,
+        &["move", "--namespace", NAMESPACE, "--to-kubeconfig", &to.to_string_lossy()],
+    )?;
     println!("{said}");
     assert!(names::<Machine>(&source).await?.is_empty() && names::<LibvirtMachine>(&source).await?.is_empty());
     assert!(names::<VirtualMachine>(&source).await?.is_empty() && names::<LibvirtCluster>(&source).await?.is_empty());

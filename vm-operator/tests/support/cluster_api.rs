@@ -131,7 +131,7 @@ impl Drop for Core {
     }
 }
 
-/// Serves every kind of the bundle and ours, with clusterctl's inventory of our provider.
+/// Serves every kind of the bundle and ours, with clusterctl's inventory of Cluster API.
 ///
 /// # Errors
 /// The bundle lacks a kind.
@@ -139,16 +139,23 @@ pub async fn install_all(client: &Client) -> Result<()> {
     serve(client, real()?).await?;
     let kind = GroupVersionKind::gvk("clusterctl.cluster.x-k8s.io", "v1alpha3", "Provider");
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), super::NAMESPACE, &ApiResource::from_gvk(&kind));
-    let entry = json!({
-        "apiVersion": kind.api_version(), "kind": kind.kind,
-        "metadata": { "name": "infrastructure-libvirt", "labels": { LABEL_CLUSTERCTL: "" } },
-        "providerName": "libvirt", "type": "InfrastructureProvider", "version": "v0.1.0",
-    });
-    api.create(&PostParams::default(), &serde_json::from_value(entry)?).await.context("clusterctl's inventory")?;
+    let providers = [
+        ("cluster-api", "cluster-api", "CoreProvider", "v1.14.2"),
+        ("bootstrap-kubeadm", "kubeadm", "BootstrapProvider", "v1.14.2"),
+        ("control-plane-kubeadm", "kubeadm", "ControlPlaneProvider", "v1.14.2"),
+    ];
+    for (name, provider, of, version) in providers {
+        let entry = json!({
+            "apiVersion": kind.api_version(), "kind": kind.kind,
+            "metadata": { "name": name, "labels": { LABEL_CLUSTERCTL: "" } },
+            "providerName": provider, "type": of, "version": version,
+        });
+        api.create(&PostParams::default(), &serde_json::from_value(entry)?).await.context("clusterctl's inventory")?;
+    }
     Ok(())
 }
 
-/// What `clusterctl` says of a control plane, in the operator's namespace.
+/// What `clusterctl` says of a control plane.
 ///
 /// # Errors
 /// It did not succeed; then with what it wrote.
@@ -156,7 +163,7 @@ pub fn clusterctl(plane: &ControlPlane, arguments: &[&str]) -> Result<String> {
     let bundle = std::env::var_os("PCG_EDGE_BUNDLE").map(PathBuf::from).context("PCG_EDGE_BUNDLE is not set")?;
     let out = Command::new(bundle.join("bin/clusterctl"))
         .args(arguments)
-        .args(["--namespace", super::NAMESPACE, "--kubeconfig"])
+        .arg("--kubeconfig")
         .arg(plane.kubeconfig())
         .env("CLUSTERCTL_DISABLE_VERSIONCHECK", "true")
         .env("XDG_CONFIG_HOME", plane.dir())
@@ -262,12 +269,16 @@ fn open((group, kind, plural, status): &(&str, &str, &str, bool)) -> Value {
 
 /// Cluster API's definitions out of the bundle, without conversion: nothing here speaks older versions.
 fn real() -> Result<Vec<Value>> {
-    let of_cluster_api = |d: &Value| d["spec"]["group"].as_str().is_some_and(|g| g.ends_with("cluster.x-k8s.io"));
+    let of_cluster_api = |d: &Value| {
+        d["spec"]["group"].as_str().is_some_and(|g| g.ends_with("cluster.x-k8s.io") || g == "cert-manager.io")
+    };
     let definitions = documents()?.into_iter().filter(|d| d["kind"] == "CustomResourceDefinition");
     let without_conversion = |mut definition: Value| {
         definition["spec"]["conversion"] = json!({ "strategy": "None" });
         // As the agent does, for clusterctl.
-        definition["metadata"]["labels"][LABEL_CLUSTERCTL] = json!("");
+        if definition["spec"]["group"] != "cert-manager.io" {
+            definition["metadata"]["labels"][LABEL_CLUSTERCTL] = json!("");
+        }
         definition
     };
     Ok(definitions.filter(of_cluster_api).map(without_conversion).collect())
