@@ -63,7 +63,7 @@ async fn serve(client: &Client, theirs: Vec<Value>) -> Result<()> {
     Ok(())
 }
 
-/// The ClusterClass of the appliance, with its templates.
+/// The `ClusterClass` of the appliance, with its templates.
 pub async fn cluster_class(client: &Client, namespace: &str) -> Result<()> {
     let objects: Vec<Value> = serde_saphyr::from_multiple(include_str!("../../../deploy/cluster-class.yaml"))?;
     let params = PatchParams::apply("edge-tests").force();
