@@ -408,7 +408,7 @@ async fn a_webhook_that_does_not_answer_yet_is_waited_for() {
     "metadata": {"name": "maps"}, "webhooks": [{
         "name": "maps.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None", "timeoutSeconds": 1,
         "clientConfig": {"url": "https://127.0.0.1:1/"},
-        "objectSelector": {"matchLabels": {LABEL_LAYER: "shop"}},
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}},
         "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["*"], "resources": ["configmaps"]}],
     }]});
     bed.apply(&[layer("hook", vec![hook.clone()])]).await.unwrap();
