@@ -10,8 +10,8 @@ use edge_api::cluster_api::LABEL_CLUSTER;
 use edge_api::edge_cluster::ClusterPhase;
 use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER, LABEL_EDGE_CLUSTER};
 use edge_api::{
-    ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachineTemplate, VirtualMachineImage,
-    condition,
+    ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, LibvirtMachineTemplate,
+    VirtualMachine, VirtualMachineImage, condition,
 };
 use edge_tests::eventually;
 use edge_tests::wait::Seen;
@@ -55,11 +55,12 @@ fn profile() -> Value {
 }
 
 fn spec(address: &str) -> Value {
-    let hardware = json!({ "vcpus": 2, "memoryMiB": 1024, "rootDiskGiB": 20 });
+    // Libvirt's test driver has 3 GiB.
+    let hardware = |memory: u64| json!({ "vcpus": 2, "memoryMiB": memory, "rootDiskGiB": 20 });
     json!({
         "profile": "edge", "virtualIP": address,
-        "controlPlane": { "size": 1, "hardware": hardware },
-        "workers": [{ "name": "general", "size": 1, "hardware": hardware }],
+        "controlPlane": { "size": 1, "hardware": hardware(1800) },
+        "workers": [{ "name": "general", "size": 1, "hardware": hardware(1024) }],
         "placements": [{ "appliance": "local", "networks": [{ "name": "wan" }], "targetPool": "default" }],
     })
 }
@@ -183,6 +184,7 @@ async fn what_makes_no_sense_is_said() -> Result<()> {
     let expected = [
         "spec.controlPlane.size: 2: expected 1, 3 or 5",
         "spec.placements[0].targetPool: \"nowhere\": expected a storage pool of the appliance: default",
+        "spec: 4624 MiB of memory for all machines: expected at most 3072 MiB, which other machines leave of the host's 3072 MiB",
         "spec.virtualIP: 10.77.0.1: the endpoint 10.77.0.1 is no host address of network wan, which is 192.168.241.0/24",
         "spec.kubernetesVersion: 1.35.0: expected a tag of pcg-edge.io/vm/kubernetes-node in the appliance's registry: 1.36.3",
     ];
@@ -323,4 +325,32 @@ async fn a_stuck_deletion_can_be_forced() -> Result<()> {
     println!("{said}");
     assert!(said.contains("Cluster shop"), "{said}");
     Ok(())
+}
+
+/// Without Cluster API a cluster waits for it, and goes all the same.
+#[tokio::test]
+async fn without_cluster_api() -> Result<()> {
+    let site = Site::start(34, URI).await?;
+    support::cluster_api::install_ours(&site.client()).await?;
+    furnish(&site).await?;
+    site.create::<EdgeCluster>("shop", spec(&address(34, 10))).await?;
+    let waits = |c: &[Condition]| condition::find(c, "Ready").is_some_and(|c| c.reason == "WaitingForClusterAPI");
+    site.wait::<EdgeCluster>("shop", "WaitingForClusterAPI", waits, SHORT).await?;
+    // As from a time when Cluster API was there.
+    let held = json!({ "metadata": { "finalizers": [FINALIZER] } });
+    site.api::<EdgeCluster>().patch("shop", &PatchParams::default(), &Patch::Merge(&held)).await?;
+    let labels = json!({ LABEL_CLUSTER: "shop" });
+    let machine = json!({
+        "apiVersion": "infrastructure.cluster.x-k8s.io/v1alpha1", "kind": "LibvirtMachine",
+        "metadata": { "name": "shop-x", "labels": labels, "finalizers": [FINALIZER] },
+        "spec": { "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "node",
+                  "rootDisk": { "pool": "default" }, "interfaces": [{ "network": "wan" }] },
+    });
+    site.api::<LibvirtMachine>().create(&PostParams::default(), &serde_json::from_value(machine)?).await?;
+    let vm = json!({ "id": uuid::Uuid::new_v4().to_string(), "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "node" });
+    site.create::<VirtualMachine>("shop-x", vm).await?;
+    site.delete::<EdgeCluster>("shop").await?;
+    site.gone::<EdgeCluster>("shop").await?;
+    site.gone::<LibvirtMachine>("shop-x").await?;
+    site.gone::<VirtualMachine>("shop-x").await
 }

@@ -26,6 +26,9 @@ use crate::status::FIELD_MANAGER;
 /// Label of the images that are made here; only they are removed.
 const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
+/// Reason of a wait for the registry.
+pub const REGISTRY_ERROR: &str = "RegistryError";
+
 /// Name of the image of a version, for instance `kubernetes-v1.36.3`; the version is without `v`.
 pub fn name(version: &str) -> String {
     format!("{CLUSTER_IMAGE_PREFIX}v{version}")
@@ -41,7 +44,7 @@ pub async fn versions(
         Ok(registry) => registry,
         Err(waiting) => return Ok(Err(waiting)),
     };
-    Ok(registry.tags(&resolved.os.image).await.map_err(|error| Finding::no("RegistryError", chain(&error))))
+    Ok(registry.tags(&resolved.os.image).await.map_err(|error| Finding::no(REGISTRY_ERROR, chain(&error))))
 }
 
 /// Makes the image where it is not there yet. The inner error is a state to wait in.
@@ -72,7 +75,7 @@ pub async fn ensure(
     let repository = &resolved.os.image;
     let digest = match registry.tagged(repository, &resolved.version).await {
         Ok((image, _)) => image.digest,
-        Err(error) => return Ok(Err(Finding::no("RegistryError", chain(&error)))),
+        Err(error) => return Ok(Err(Finding::no(REGISTRY_ERROR, chain(&error)))),
     };
     let spec = VirtualMachineImageSpec { appliance: appliance.name_any(), artifact: format!("{repository}@{digest}") };
     let mut image = VirtualMachineImage::new(&name, spec);
@@ -88,7 +91,7 @@ async fn registry(appliance: &Appliance, provider: &Provider) -> Result<Result<R
         return Ok(Err(Finding::no("WaitingForSecret", message)));
     };
     let registry = Registry::new(&login.host, &login.secret_name, &secret);
-    Ok(registry.map_err(|error| Finding::no("RegistryError", chain(&error))))
+    Ok(registry.map_err(|error| Finding::no(REGISTRY_ERROR, chain(&error))))
 }
 
 /// Removes the images of ours that nobody uses, `keep` not being looked at. A cluster that goes uses none; while one

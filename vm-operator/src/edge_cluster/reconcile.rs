@@ -54,7 +54,11 @@ impl Provide for EdgeCluster {
         }
         show(&edge, provider, &progress).await?;
         done?;
-        Ok(provider.resync())
+        match progress.waiting {
+            // Nobody tells when a registry answers again.
+            Some(waiting) if waiting.reason == image::REGISTRY_ERROR => Err(Error::Waiting(waiting.message)),
+            _ => Ok(provider.resync()),
+        }
     }
 }
 

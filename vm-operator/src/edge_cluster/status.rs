@@ -141,3 +141,132 @@ fn unsettled(spec: &EdgeClusterSpec, resolved: &Resolved, cluster: &Cluster, lay
         format!("waits for layer {}: {said}", layer.name).trim_end_matches([':', ' ']).to_owned()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use edge_api::EdgeCluster;
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::edge_cluster::profile::resolve;
+    use crate::edge_cluster::validate::tests::{example, object};
+
+    /// The Cluster of the example, with all that Cluster API says of one that is done.
+    fn done() -> Value {
+        let condition = |type_: &str| json!({ "type": type_, "status": "True", "reason": "Yes", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let replicas =
+            |n: u32| json!({ "desiredReplicas": n, "replicas": n, "upToDateReplicas": n, "readyReplicas": n });
+        let mut status = json!({
+            "observedGeneration": 4, "conditions": [condition("Available"), condition("TopologyReconciled")],
+            "controlPlane": replicas(3), "workers": replicas(3),
+        });
+        status["controlPlane"]["versions"] = json!([{ "version": "v1.36.10" }, { "version": "v1.36.3" }]);
+        json!({
+            "apiVersion": "cluster.x-k8s.io/v1beta2", "kind": "Cluster",
+            "metadata": { "name": "shop", "generation": 4 }, "spec": {}, "status": status,
+        })
+    }
+
+    fn layers(state: StepState) -> Vec<Application> {
+        let layer = |name: &str| Application {
+            name: name.to_owned(),
+            kind: "manifest".to_owned(),
+            state,
+            message: "as it is".to_owned(),
+            version: None,
+            since: Some(Timestamp::UNIX_EPOCH),
+        };
+        vec![layer("network"), layer("storage")]
+    }
+
+    fn seen(old: ClusterPhase, cluster: Option<&Value>, layers: &[Application], valid: bool) -> EdgeClusterStatus {
+        let world = example();
+        let edge: EdgeCluster = object(&world.edge);
+        let resolved = resolve(&object(&world.profile), &edge.spec).unwrap();
+        let cluster: Option<Cluster> = cluster.map(object);
+        let valid = if valid { Finding::yes("Valid", "") } else { Finding::no("Invalid", "spec.x: wrong") };
+        let (waiting, addresses, tasks) = (None, None, Vec::new());
+        let seen =
+            Seen { valid, waiting, resolved: Some(&resolved), cluster: cluster.as_ref(), layers, addresses, tasks };
+        status(&EdgeClusterStatus { phase: old, ..EdgeClusterStatus::default() }, Some(1), &edge.spec, seen)
+    }
+
+    fn ready(status: &EdgeClusterStatus) -> (&str, &str) {
+        let ready = condition::find(&status.conditions, "Ready").unwrap();
+        (&ready.reason, &ready.message)
+    }
+
+    #[test]
+    fn a_cluster_runs_when_everything_does() {
+        let status = seen(ClusterPhase::Provisioning, Some(&done()), &layers(StepState::Ready), true);
+        assert_eq!(status.phase, ClusterPhase::Running);
+        assert_eq!(ready(&status), ("Running", "all machines and layers are ready"));
+        assert_eq!((status.nodes.as_deref(), status.version.as_deref()), (Some("6/6"), Some("v1.36.3")));
+    }
+
+    #[test]
+    fn whatever_is_missing_is_said() {
+        for (path, value, said) in [
+            ("/status/observedGeneration", json!(3), "waits for Cluster API to look at Cluster shop"),
+            ("/status/conditions/0/status", json!("False"), "waits for Available of Cluster shop"),
+            ("/status/conditions/1/status", json!("False"), "waits for TopologyReconciled of Cluster shop"),
+            ("/status/controlPlane/readyReplicas", json!(2), "2 machines of the control plane are ready, 3 are wanted"),
+            ("/status/controlPlane/replicas", json!(4), "3 machines of the control plane are ready, 3 are wanted"),
+            ("/status/workers/upToDateReplicas", json!(0), "3 workers are ready, 3 are wanted"),
+            ("/status/workers", json!(null), "0 workers are ready, 3 are wanted"),
+        ] {
+            let mut cluster = done();
+            *cluster.pointer_mut(path).unwrap() = value;
+            for (old, new) in [
+                (ClusterPhase::Pending, ClusterPhase::Provisioning),
+                (ClusterPhase::Provisioning, ClusterPhase::Provisioning),
+                (ClusterPhase::Running, ClusterPhase::Updating),
+                (ClusterPhase::Updating, ClusterPhase::Updating),
+            ] {
+                let status = seen(old, Some(&cluster), &layers(StepState::Ready), true);
+                assert_eq!(status.phase, new, "{path}");
+                assert!(ready(&status).1.starts_with(said), "{path}: {}", ready(&status).1);
+            }
+        }
+        let status = seen(ClusterPhase::Provisioning, Some(&done()), &layers(StepState::Waiting), true);
+        assert_eq!(ready(&status), ("Provisioning", "waits for layer network: as it is"));
+        let status = seen(ClusterPhase::Provisioning, Some(&done()), &[], true);
+        assert_eq!(ready(&status), ("Provisioning", "waits for layer network"));
+    }
+
+    #[test]
+    fn an_invalid_change_leaves_the_phase() {
+        let status = seen(ClusterPhase::Running, Some(&done()), &layers(StepState::Ready), false);
+        assert_eq!((status.phase, ready(&status)), (ClusterPhase::Running, ("Invalid", "spec.x: wrong")));
+        let status = seen(ClusterPhase::Pending, None, &[], false);
+        assert_eq!((status.phase, ready(&status)), (ClusterPhase::Pending, ("Invalid", "spec.x: wrong")));
+    }
+
+    proptest! {
+        /// Written again without any news, a status has the same bytes.
+        #[test]
+        fn no_news_is_no_write(available: bool, generation in 3_i64..=4, is_ready: bool, valid: bool) {
+            let mut cluster = done();
+            cluster["status"]["conditions"][0]["status"] = json!(if available { "True" } else { "False" });
+            cluster["status"]["observedGeneration"] = json!(generation);
+            let layers = layers(if is_ready { StepState::Ready } else { StepState::Running });
+            let first = seen(ClusterPhase::Provisioning, Some(&cluster), &layers, valid);
+            let world = example();
+            let edge: EdgeCluster = object(&world.edge);
+            let resolved = resolve(&object(&world.profile), &edge.spec).unwrap();
+            let cluster: Cluster = object(&cluster);
+            let again = Seen {
+                valid: Finding::of(condition::find(&first.conditions, "Valid").unwrap()),
+                waiting: None,
+                resolved: Some(&resolved),
+                cluster: Some(&cluster),
+                layers: &layers,
+                addresses: None,
+                tasks: Vec::new(),
+            };
+            prop_assert_eq!(status(&first, Some(1), &edge.spec, again), first);
+        }
+    }
+}

@@ -18,6 +18,7 @@ use crate::cluster_api::cluster::validate::{self as endpoint, Claimant};
 use crate::cluster_api::pool::allocate::{self, ValidatedPool};
 use crate::cluster_api::upstream::Cluster;
 use crate::errors::chain;
+use crate::machine::validate::check_cpu_set;
 
 /// Longest host name, and longest value of a label.
 const LONGEST_NAME: usize = 63;
@@ -25,6 +26,10 @@ const LONGEST_NAME: usize = 63;
 const WORKER_SUFFIX: usize = 18;
 /// Of the control plane and of a machine.
 const CONTROL_PLANE_SUFFIX: usize = 12;
+/// Fewest CPUs of a control plane's machine that kubeadm takes.
+const CONTROL_PLANE_CPUS: u32 = 2;
+/// Least memory of a control plane's machine: kubeadm asks for 1700 MiB of what the guest's kernel leaves.
+const CONTROL_PLANE_MEMORY_MIB: u64 = 1800;
 /// Label prefixes that a kubelet refuses to give to its node, other than [`ALLOWED_PREFIXES`].
 const RESERVED_DOMAINS: [&str; 2] = ["kubernetes.io", "k8s.io"];
 /// Label prefixes below [`RESERVED_DOMAINS`] that a kubelet may set.
@@ -65,6 +70,7 @@ pub fn validate(cluster: &EdgeCluster, resolved: Option<&Resolved>, site: &Site<
     let mut check = Check { name: cluster.name_any(), cluster, site, errors: Vec::new() };
     check.names();
     check.sizes();
+    check.kubeadm();
     check.nodes();
     check.placement();
     check.load_balancer();
@@ -176,6 +182,23 @@ impl<'a> Check<'a> {
         if !spec.control_plane.allow_workers && spec.workers.iter().all(|pool| pool.size == 0) {
             let message = "no machines: expected at least one worker, or spec.controlPlane.allowWorkers: true";
             self.error("spec.workers", message);
+        }
+    }
+
+    /// What kubeadm asks of the machines of a control plane.
+    fn kubeadm(&mut self) {
+        let Hardware { vcpus, memory_mib, .. } = &self.cluster.spec.control_plane.hardware;
+        let (vcpus, memory_mib) = (*vcpus, *memory_mib);
+        if vcpus < CONTROL_PLANE_CPUS {
+            let message =
+                format!("{vcpus}: expected at least {CONTROL_PLANE_CPUS}, which kubeadm asks of a control plane");
+            self.error("spec.controlPlane.hardware.vcpus", message);
+        }
+        if memory_mib < CONTROL_PLANE_MEMORY_MIB {
+            let message = format!(
+                "{memory_mib}: expected at least {CONTROL_PLANE_MEMORY_MIB}, of which kubeadm sees the 1700 that it asks of a control plane"
+            );
+            self.error("spec.controlPlane.hardware.memoryMiB", message);
         }
     }
 
@@ -299,13 +322,9 @@ impl<'a> Check<'a> {
                 let message = format!("{}: expected at most {cpus}, which the host has", hardware.vcpus);
                 self.error(format!("{field}.hardware.vcpus"), message);
             }
-            let last = hardware.cpu_set.as_deref().and_then(last_cpu);
-            if let Some(last) = last.filter(|last| last >= cpus) {
-                let message = format!("names CPU {last}: expected 0 to {}, which the host has", cpus.saturating_sub(1));
-                self.error(format!("{field}.hardware.cpuSet"), message);
-            }
-            if let Some(set) = hardware.cpu_set.as_deref().filter(|set| last_cpu(set).is_none()) {
-                self.error(format!("{field}.hardware.cpuSet"), format!("{set:?}: expected CPUs as in 0-3,6"));
+            let checked = hardware.cpu_set.as_deref().map_or(Ok(()), |set| check_cpu_set(set, Some(*cpus)));
+            if let Err(invalid) = checked {
+                self.error(format!("{field}.hardware.cpuSet"), chain(&invalid));
             }
         }
         let wanted: u64 = pools.iter().map(|pool| u64::from(pool.size) * pool.hardware.memory_mib).sum();
@@ -456,16 +475,6 @@ impl<'a> Check<'a> {
 fn numbers(version: &str) -> Option<(u32, u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??, parts.next()??))
-}
-
-/// The highest CPU of a set such as `0-3,6`; none where a part is no range.
-fn last_cpu(set: &str) -> Option<u32> {
-    let last = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
-        (first <= last).then_some(last)
-    };
-    set.split(',').map(last).collect::<Option<Vec<u32>>>()?.into_iter().max()
 }
 
 /// What keeps a label from being one that people may give to a node.

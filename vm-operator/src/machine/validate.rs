@@ -354,8 +354,8 @@ pub fn validate(
     })
 }
 
-/// A set as `0-3,6`. `cpus` is how many the host has, where that is known.
-fn check_cpu_set(set: &str, cpus: Option<u32>) -> Result<(), Invalid> {
+/// Checks a set as `0-3,6`. `cpus` is how many the host has, where that is known.
+pub fn check_cpu_set(set: &str, cpus: Option<u32>) -> Result<(), Invalid> {
     let malformed = || Invalid::CpuSet(set.to_owned());
     for part in set.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

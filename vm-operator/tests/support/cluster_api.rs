@@ -41,6 +41,11 @@ pub async fn install(client: &Client) -> Result<()> {
     serve(client, theirs).await
 }
 
+/// Serves our kinds alone.
+pub async fn install_ours(client: &Client) -> Result<()> {
+    serve(client, Vec::new()).await
+}
+
 async fn serve(client: &Client, theirs: Vec<Value>) -> Result<()> {
     let mut definitions: Vec<Value> =
         edge_api::definitions().iter().map(serde_json::to_value).collect::<Result<_, _>>()?;

@@ -169,7 +169,7 @@ type Edit = fn(&mut World);
 
 /// What is wrong, how it comes to be so, and what is said of it.
 #[rustfmt::skip]
-const CASES: [(&str, Edit, &str); 45] = [
+const CASES: [(&str, Edit, &str); 47] = [
     ("size", |w| w.edge["spec"]["controlPlane"]["size"] = json!(2),
         "spec.controlPlane.size: 2: expected 1, 3 or 5"),
     ("contract first alone", |w| w.edge["spec"]["controlPlane"]["size"] = json!(1),
@@ -241,10 +241,14 @@ const CASES: [(&str, Edit, &str); 45] = [
         "spec.placements: 2: expected one; a second appliance is not possible in this version"),
     ("vCPUs", |w| w.edge["spec"]["workers"][1]["hardware"]["vcpus"] = json!(17),
         "spec.workers[1].hardware.vcpus: 17: expected at most 16, which the host has"),
+    ("vCPUs of a control plane", |w| w.edge["spec"]["controlPlane"]["hardware"]["vcpus"] = json!(1),
+        "spec.controlPlane.hardware.vcpus: 1: expected at least 2, which kubeadm asks of a control plane"),
+    ("memory of a control plane", |w| w.edge["spec"]["controlPlane"]["hardware"]["memoryMiB"] = json!(1700),
+        "spec.controlPlane.hardware.memoryMiB: 1700: expected at least 1800"),
     ("CPU set", |w| w.edge["spec"]["workers"][0]["hardware"]["cpuSet"] = json!("0-3,16"),
-        "spec.workers[0].hardware.cpuSet: names CPU 16: expected 0 to 15, which the host has"),
+        "spec.workers[0].hardware.cpuSet: cpuSet \"0-3,16\" names CPU 16, the host has 0 to 15"),
     ("CPU set backwards", |w| w.edge["spec"]["workers"][0]["hardware"]["cpuSet"] = json!("3-0"),
-        "spec.workers[0].hardware.cpuSet: \"3-0\": expected CPUs as in 0-3,6"),
+        "spec.workers[0].hardware.cpuSet: cpuSet \"3-0\" is not of the form 0-3,6 with each range rising"),
     ("memory", |w| w.machines.push(machine("other", 40_000)),
         "spec: 28672 MiB of memory for all machines: expected at most 24512 MiB, which other machines leave of the host's 65536 MiB"),
     ("workers of a preset", |w| w.edge["spec"]["workers"][0]["size"] = json!(1),
@@ -309,7 +313,7 @@ proptest! {
         workers in prop::collection::vec(0_u32..4, 0..4),
         last in prop::sample::select((2..=9).chain(12..=19).chain(30..=39).chain(121..=254).collect::<Vec<u8>>()),
         version in prop::sample::select(vec!["1.36.3", "1.36.4", "1.37.1"]),
-        vcpus in 1_u32..=16, memory in 1024_u64..=2048, before in prop::sample::select(vec![1_u32, 3, 5]), exists: bool,
+        vcpus in 2_u32..=16, memory in 1800_u64..=2048, before in prop::sample::select(vec![1_u32, 3, 5]), exists: bool,
     ) {
         let mut world = example();
         let spec = &mut world.edge["spec"];
