@@ -1,7 +1,7 @@
 //! Everything end to end, on an instance of its own, with the commands that people use.
 //!
 //! Needs a prepared host: `cargo xtask test` runs it. Nothing of it may stay behind, whether it passes or fails; set
-//! `PCG_EDGE_KEEP` to look at what a failure left, and remove it with `cargo xtask down --instance e2e`.
+//! `PCG_EDGE_KEEP` to look at what a failure left, and remove it with `cargo xtask down --instance NAME`.
 
 mod appliance;
 mod bad_input;
@@ -41,10 +41,22 @@ async fn a_taken_port_is_named_before_anything_is_made() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_nothing_to_ready_and_back() -> Result<()> {
+    let appliance = Appliance::new("e2e", 151, 201)?;
+    and_back(&appliance, scenario(&appliance)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_cluster_from_nothing_and_back() -> Result<()> {
+    let appliance = Appliance::new("e2ewl", 152, 202)?;
+    and_back(&appliance, workload_cluster(&appliance)).await
+}
+
+/// Plays a scenario on an appliance, then takes it down: the host is as it was before.
+async fn and_back(appliance: &Appliance, scenario: impl Future<Output = Result<()>>) -> Result<()> {
+    // The first one that asks is heard.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let baseline = phase("baseline", async { baseline() }).await?;
-    let appliance = Appliance::new("e2e", 151, 201)?;
-    let outcome = Box::pin(scenario(&appliance)).await;
+    let outcome = Box::pin(scenario).await;
     if outcome.is_err() {
         appliance.print_state();
     }
@@ -87,11 +99,16 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
     phase("up again writes nothing", steady::up_again(appliance)).await?;
     phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
     phase("an edited range is followed", network::range_is_followed(appliance)).await?;
-    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await?;
-    Box::pin(workload_cluster(appliance)).await
+    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await
 }
 
 async fn workload_cluster(appliance: &Appliance) -> Result<()> {
+    phase("up, without the cluster", async {
+        let status = appliance.up()?.status().await?;
+        anyhow::ensure!(status.success(), "up: {status}");
+        Ok(())
+    })
+    .await?;
     let before = Inventory::libvirt()?;
     let ours = phase("a workload cluster", workload::up(appliance)).await?;
     phase("every task of the cluster is done", workload::every_task_is_done(appliance)).await?;
