@@ -46,6 +46,7 @@ async fn from_nothing_to_ready_and_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes half an hour on an emulated host"]
 async fn a_workload_cluster_from_nothing_and_back() -> Result<()> {
     let appliance = Appliance::new("e2ewl", 152, 202)?;
     and_back(&appliance, workload_cluster(&appliance)).await
