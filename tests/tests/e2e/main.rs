@@ -42,14 +42,14 @@ async fn a_taken_port_is_named_before_anything_is_made() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn from_nothing_to_ready_and_back() -> Result<()> {
     let appliance = Appliance::new("e2e", 151, 201)?;
-    and_back(&appliance, scenario(&appliance)).await
+    and_back(&appliance, Box::pin(scenario(&appliance))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour on an emulated host"]
 async fn a_workload_cluster_from_nothing_and_back() -> Result<()> {
     let appliance = Appliance::new("e2ewl", 152, 202)?;
-    and_back(&appliance, workload_cluster(&appliance)).await
+    and_back(&appliance, Box::pin(workload_cluster(&appliance))).await
 }
 
 /// Plays a scenario on an appliance, then takes it down: the host is as it was before.
@@ -57,7 +57,7 @@ async fn and_back(appliance: &Appliance, scenario: impl Future<Output = Result<(
     // The first one that asks is heard.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let baseline = phase("baseline", async { baseline() }).await?;
-    let outcome = Box::pin(scenario).await;
+    let outcome = scenario.await;
     if outcome.is_err() {
         appliance.print_state();
     }
