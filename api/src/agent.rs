@@ -108,7 +108,7 @@ pub struct Accelerator {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
-    /// `preflight`, `bundle`, `system-cluster`, `registry`, `operator`, `system-applications`.
+    /// `preflight`, `bundle`, `system-cluster`, `registry`, `operator`, `cluster-api`, `system-applications`.
     pub name: String,
     /// Title for people.
     pub title: String,
