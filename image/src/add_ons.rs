@@ -79,8 +79,9 @@ const ADD_ONS: &[AddOn] = &[
                 "        - --port=7472\n        - --log-level=info\n        - --ignore-exclude-lb\n        env:\n        \
                  - name: METALLB_NODE_NAME\n",
             ),
-            // An emulated host stalls for seconds.
-            ("          failureThreshold: 3\n", "          failureThreshold: 10\n"),
+            // An emulated host stalls for seconds; and the controller answers once kubelet has brought it the certificate
+            // that it made for itself, which may take two minutes.
+            ("          failureThreshold: 3\n", "          failureThreshold: 30\n"),
             ("          timeoutSeconds: 1\n", "          timeoutSeconds: 10\n"),
         ],
     },

@@ -39,6 +39,20 @@ const FILES: &[(&str, &str)] = &[
         "etc/sysctl.d/90-kubernetes.conf",
         "net.bridge.bridge-nf-call-iptables = 1\nnet.bridge.bridge-nf-call-ip6tables = 1\nnet.ipv4.ip_forward = 1\n",
     ),
+    // The cluster class names the folder; kubeadm applies what is in it to the manifests of its static pods.
+    ("etc/kubernetes/patches/etcd.yaml", include_str!("../files/kubernetes-guest/patches/etcd.yaml")),
+    (
+        "etc/kubernetes/patches/kube-apiserver.yaml",
+        include_str!("../files/kubernetes-guest/patches/kube-apiserver.yaml"),
+    ),
+    (
+        "etc/kubernetes/patches/kube-controller-manager.yaml",
+        include_str!("../files/kubernetes-guest/patches/kube-controller-manager.yaml"),
+    ),
+    (
+        "etc/kubernetes/patches/kube-scheduler.yaml",
+        include_str!("../files/kubernetes-guest/patches/kube-scheduler.yaml"),
+    ),
     ("etc/systemd/journald.conf.d/size.conf", "[Journal]\nSystemMaxUse=128M\n"),
     ("etc/systemd/system/containerd.service", include_str!("../files/node/containerd.service")),
     ("etc/systemd/system/kubelet.service", include_str!("../files/kubernetes-guest/kubelet.service")),

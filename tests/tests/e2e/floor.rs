@@ -1,5 +1,5 @@
 //! What the workload cluster is measured against: a bare script with virsh that boots the same image, runs kubeadm on one
-//! machine and joins the other, with everything known beforehand.
+//! machine and joins the other, with everything known beforehand, and with the same kernel arguments, keys and probes.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -80,6 +80,7 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
         "apiVersion: kubeadm.k8s.io/v1beta4\nkind: InitConfiguration\nbootstrapTokens: [{{token: {TOKEN}}}]\n\
          localAPIEndpoint: {{advertiseAddress: {first}}}\n{TIMEOUTS}---\n\
          apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v{version}\n\
+         encryptionAlgorithm: ECDSA-P256\n\
          networking: {{podSubnet: 10.240.0.0/16, serviceSubnet: 10.112.0.0/16}}\n",
         version = kubernetes_version()?,
     );
@@ -99,7 +100,8 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
     Ok(Times { first_process, api_server: api_time, nodes: start.elapsed() })
 }
 
-const TIMEOUTS: &str = "timeouts: {controlPlaneComponentHealthCheck: 20m, kubeletHealthCheck: 20m, \
+const TIMEOUTS: &str = "patches: {directory: /etc/kubernetes/patches}\n\
+                        timeouts: {controlPlaneComponentHealthCheck: 20m, kubeletHealthCheck: 20m, \
                         kubernetesAPICall: 10m, tlsBootstrap: 20m, discovery: 20m}\n";
 
 fn kubernetes_version() -> Result<String> {
@@ -126,12 +128,15 @@ fn machine(
     let seed = seed(appliance, dir, number, address, verb, config)?;
     let network = appliance.instance.libvirt_name("wan");
     let domain = DOMAINS[number];
-    let accelerator = if Path::new("/dev/kvm").exists() { "kvm" } else { "qemu" };
-    let cpu = if accelerator == "kvm" { "<cpu mode='host-passthrough'/>" } else { "<cpu mode='maximum'/>" };
+    let (accelerator, cpu, clock) = if Path::new("/dev/kvm").exists() {
+        ("kvm", "<cpu mode='host-passthrough'/>", "")
+    } else {
+        ("qemu", "<cpu mode='maximum'/>", "tsc=reliable ")
+    };
     let xml = format!(
         "<domain type='{accelerator}'><name>{domain}</name><memory unit='MiB'>{memory}</memory><vcpu>2</vcpu>\
          <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{}</kernel><initrd>{}</initrd>\
-         <cmdline>root=/dev/vda rw console=ttyS0 net.ifnames=0</cmdline></os><features><acpi/></features>{cpu}<devices>\
+         <cmdline>{clock}root=/dev/vda rw console=ttyS0 net.ifnames=0</cmdline></os><features><acpi/></features>{cpu}<devices>\
          <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk_text}'/>\
          <target dev='vda' bus='virtio'/></disk>\
          <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\

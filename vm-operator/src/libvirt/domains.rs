@@ -141,13 +141,18 @@ impl Domain {
             Accelerator::Tcg => Some("maximum"),
             Accelerator::Other(_) => None,
         };
+        let command_line = |args: &Option<String>| match (accelerator, args) {
+            (Accelerator::Tcg, None) => Some(EMULATED.to_owned()),
+            (Accelerator::Tcg, Some(args)) => Some(format!("{EMULATED} {args}")),
+            (_, args) => args.clone(),
+        };
         let os_type = text("type", "hvm").attr("arch", "x86_64").attr("machine", "q35");
         let os = match kernel {
             Some(Kernel { kernel, initrd, args }) => element("os")
                 .child(os_type)
                 .child(text("kernel", kernel))
                 .children(initrd.iter().map(|path| text("initrd", path)))
-                .children(args.iter().map(|args| text("cmdline", args))),
+                .children(command_line(args).map(|args| text("cmdline", args))),
             None => element("os").child(os_type).child(element("boot").attr("dev", "hd")),
         };
         element("domain")
@@ -199,6 +204,11 @@ fn devices(disks: &[Disk], interfaces: &[Interface], console_log: &str, guest_ag
         .child(element("memballoon").attr("model", "virtio"))
         .child(rng)
 }
+
+/// For the kernel of an emulated guest, before its own arguments. Its time stamp counter is the host's and the same for
+/// all its CPUs, but Linux takes those of several sockets for unsynchronized and asks an emulated HPET instead: each
+/// look at the clock is then a system call and an exit to QEMU, and a program in Go looks all the time.
+const EMULATED: &str = "tsc=reliable";
 
 const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
 

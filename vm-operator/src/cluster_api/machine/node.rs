@@ -71,9 +71,9 @@ pub fn keepalived(address: &VirtualAddress) -> String {
 
 vrrp_script apiserver {{
     script \"{CHECK}\"
-    interval 3
+    interval 5
     timeout 5
-    fall 3
+    fall 2
     rise 2
     weight 50
     init_fail
