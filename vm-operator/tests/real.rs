@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use edge_api::bundle::{ANNOTATION_VIRTUAL_SIZE, VM_DISK_QCOW2, VM_INITRD, VM_KERNEL};
-use edge_api::virtual_machine::Phase;
+use edge_api::virtual_machine::{GuestAddress, Phase};
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage, condition};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -49,8 +49,13 @@ async fn life_of_a_machine() -> Result<()> {
     assert!(status.addresses[0].ip.starts_with("192.168.211."), "{:?}", status.addresses);
     let digest = status.config_digest.context("digest")?;
 
-    // What was made: one domain, its five volumes and the image's, and a console log.
+    // What DHCP gave stays the machine's, now and after the network's next start.
     let libvirt = support::libvirt()?;
+    let network = libvirt.lookup_network_by_name("optest1-wan")?;
+    let reserved = |flags| anyhow::Ok(network.xml_desc(flags)?.contains(&reservation(&status.addresses[0])));
+    assert!(reserved(0)? && reserved(virt::sys::VIR_NETWORK_XML_INACTIVE)?, "{}", network.xml_desc(0)?);
+
+    // What was made: one domain, its five volumes and the image's, and a console log.
     let domain = libvirt.lookup_domain_by_uuid(id)?;
     assert!(domain.is_persistent()? && domain.autostart()?);
     let own: BTreeSet<String> =
@@ -146,6 +151,8 @@ async fn life_of_a_machine() -> Result<()> {
     assert!(libvirt.lookup_domain_by_uuid(id).is_err());
     let left = site.volumes()?;
     assert!(left.is_disjoint(&own) && left.contains("holiday.jpg") && left.len() == 3, "{left:?}");
+    let left = [network.xml_desc(0)?, network.xml_desc(virt::sys::VIR_NETWORK_XML_INACTIVE)?];
+    assert!(left.iter().all(|xml| !xml.contains("<host ")), "{left:?}");
 
     // All at once, in any order.
     site.delete::<Appliance>("local").await?;
@@ -156,6 +163,11 @@ async fn life_of_a_machine() -> Result<()> {
     assert!(libvirt.lookup_storage_pool_by_name("optest1-default").is_err());
     assert!(site.dir.join("pool/holiday.jpg").exists(), "files that are not ours stay");
     Ok(())
+}
+
+/// As libvirt writes it.
+fn reservation(GuestAddress { mac, ip, .. }: &GuestAddress) -> String {
+    format!("<host mac='{mac}' ip='{ip}'/>")
 }
 
 /// `config.xml` as it stands on the configuration disk.

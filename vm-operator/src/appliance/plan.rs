@@ -114,7 +114,8 @@ fn plan_network(plan: &mut Plan, wanted: &Network, found: Option<&NetworkFacts>)
         if found.active {
             plan.actions.push(Action::StopNetwork(name()));
         }
-        plan.actions.extend([Action::DefineNetwork(wanted.clone()), Action::StartNetwork(name())]);
+        let kept = wanted.keeping(&found.reservations);
+        plan.actions.extend([Action::DefineNetwork(kept), Action::StartNetwork(name())]);
     } else if !found.active {
         plan.actions.push(Action::StartNetwork(name()));
     }
@@ -212,6 +213,7 @@ mod tests {
             autostart: true,
             connections: 0,
             shape: n.shape.clone(),
+            reservations: Vec::new(),
         });
         let pools = wanted.pools.iter().map(|p| PoolFacts {
             name: p.libvirt_name.clone(),

@@ -161,7 +161,8 @@ fn network(appliance: Uuid, instance: &Instance, network: &Network) -> Result<ne
         }
     };
     let uuid = identity::network_uuid(appliance, name);
-    Ok(networks::Network { name: instance.libvirt_name(name), uuid, appliance, shape })
+    let name = instance.libvirt_name(name);
+    Ok(networks::Network { name, uuid, appliance, shape, reservations: Vec::new() })
 }
 
 fn dhcp_range(net: Ipv4Net, range: &AddressRange) -> Result<(std::net::Ipv4Addr, std::net::Ipv4Addr), &'static str> {

@@ -12,6 +12,7 @@ use virt::storage_vol::StorageVol;
 use virt::stream::Stream;
 use virt::sys;
 
+use super::networks::Reservation;
 use super::{
     AddressSource, DomainFacts, DomainState, Error, FoundAddress, HostFacts, Hypervisor, NetworkFacts, PoolFacts,
     VolumeFacts, agent, capabilities, domains, events, networks, volumes,
@@ -86,6 +87,21 @@ impl Libvirt {
         let autostart = persistent && call(network.autostart(), what)?;
         networks::read(&config, &live, active, autostart)
     }
+
+    fn update_reservation(
+        &self,
+        command: sys::virNetworkUpdateCommand,
+        network: &str,
+        reservation: &Reservation,
+    ) -> Result<(), Error> {
+        let found = self.find_network(network)?;
+        let what = || format!("change who has {} on network {network}", reservation.address);
+        let live = if call(found.is_active(), what)? { sys::VIR_NETWORK_UPDATE_AFFECT_LIVE } else { 0 };
+        let flags = sys::VIR_NETWORK_UPDATE_AFFECT_CONFIG | live;
+        // Of the only address block that has DHCP.
+        let any = -1;
+        call(found.update(command, sys::VIR_NETWORK_SECTION_IP_DHCP_HOST, any, &reservation.xml(), flags), what)
+    }
 }
 
 impl Hypervisor for Libvirt {
@@ -148,6 +164,15 @@ impl Hypervisor for Libvirt {
     fn undefine_network(&self, name: &str) -> Result<(), Error> {
         let Some(network) = optional(self.find_network(name))? else { return Ok(()) };
         call(network.undefine(), || format!("undefine network {name}"))
+    }
+
+    fn reserve_address(&self, network: &str, reservation: &Reservation) -> Result<(), Error> {
+        self.update_reservation(sys::VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, network, reservation)
+    }
+
+    fn release_address(&self, network: &str, reservation: &Reservation) -> Result<(), Error> {
+        let command = sys::VIR_NETWORK_UPDATE_COMMAND_DELETE;
+        optional(self.update_reservation(command, network, reservation)).map(drop)
     }
 
     fn pools(&self) -> Result<Vec<PoolFacts>, Error> {

@@ -122,6 +122,8 @@ pub struct NetworkFacts {
     pub connections: u32,
     /// Its shape.
     pub shape: networks::Shape,
+    /// What its DHCP keeps for somebody.
+    pub reservations: Vec<networks::Reservation>,
 }
 
 /// A storage pool as libvirt has it.
@@ -238,6 +240,10 @@ pub trait Hypervisor: Send + Sync {
     fn autostart_network(&self, name: &str) -> Result<(), Error>;
     /// Removes the definition of a network.
     fn undefine_network(&self, name: &str) -> Result<(), Error>;
+    /// Keeps an address of a network's DHCP for one interface, from now on.
+    fn reserve_address(&self, network: &str, reservation: &networks::Reservation) -> Result<(), Error>;
+    /// Gives it up again.
+    fn release_address(&self, network: &str, reservation: &networks::Reservation) -> Result<(), Error>;
 
     /// All pools.
     fn pools(&self) -> Result<Vec<PoolFacts>, Error>;

@@ -40,6 +40,13 @@ pub enum Shape {
     Foreign,
 }
 
+impl Shape {
+    /// Whether libvirt's DHCP gives this address here.
+    pub fn gives(&self, address: Ipv4Addr) -> bool {
+        matches!(self, Self::Nat { dhcp: Some((first, last)), .. } if (*first..=*last).contains(&address))
+    }
+}
+
 /// A network that is wanted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Network {
@@ -51,12 +58,41 @@ pub struct Network {
     pub appliance: Uuid,
     /// Its shape.
     pub shape: Shape,
+    /// What libvirt's DHCP keeps for somebody: noted by the machines, and kept when the network is defined anew.
+    pub reservations: Vec<Reservation>,
+}
+
+/// An address that libvirt's DHCP gives to one interface and to no other.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Reservation {
+    /// MAC address of the interface, lower case.
+    pub mac: String,
+    /// The address.
+    pub address: Ipv4Addr,
+}
+
+impl Reservation {
+    fn element(&self) -> Element {
+        element("host").attr("mac", &self.mac).attr("ip", self.address.to_string())
+    }
+
+    /// XML to add or remove it with.
+    pub fn xml(&self) -> String {
+        self.element().document()
+    }
 }
 
 impl Network {
+    /// With those of the reservations that its DHCP can still give.
+    #[must_use]
+    pub fn keeping(&self, reservations: &[Reservation]) -> Self {
+        let given = |kept: &&Reservation| self.shape.gives(kept.address);
+        Self { reservations: reservations.iter().filter(given).cloned().collect(), ..self.clone() }
+    }
+
     /// XML to define it with.
     pub fn xml(&self) -> String {
-        let Self { name, uuid, appliance, shape } = self;
+        let Self { name, uuid, appliance, shape, reservations } = self;
         // Without spanning tree: a bridge of one host forwards at once instead of after its listening delay.
         let own_bridge = |name: &str| element("bridge").attr("name", name).attr("stp", "off").attr("delay", "0");
         let root = element("network")
@@ -69,7 +105,8 @@ impl Network {
                 let ip = match dhcp {
                     Some((start, end)) => ip.child(
                         element("dhcp")
-                            .child(element("range").attr("start", start.to_string()).attr("end", end.to_string())),
+                            .child(element("range").attr("start", start.to_string()).attr("end", end.to_string()))
+                            .children(reservations.iter().map(Reservation::element)),
                     ),
                     None => ip,
                 };
@@ -131,6 +168,16 @@ struct Ip {
 struct Dhcp {
     #[serde(default, rename = "range")]
     ranges: Vec<Range>,
+    #[serde(default, rename = "host")]
+    hosts: Vec<DhcpHost>,
+}
+
+#[derive(Deserialize)]
+struct DhcpHost {
+    #[serde(rename = "@mac")]
+    mac: Option<String>,
+    #[serde(rename = "@ip")]
+    ip: Option<Ipv4Addr>,
 }
 
 #[derive(Deserialize)]
@@ -163,14 +210,21 @@ impl Document {
             _ => Shape::Foreign,
         }
     }
+
+    fn reservations(&self) -> Vec<Reservation> {
+        let hosts = self.ips.iter().filter_map(|ip| ip.dhcp.as_ref()).flat_map(|dhcp| &dhcp.hosts);
+        hosts
+            .filter_map(|host| Some(Reservation { mac: host.mac.as_ref()?.to_lowercase(), address: host.ip? }))
+            .collect()
+    }
 }
 
 /// Reads a network. `config` is the definition that the next start will use, `live` what runs now.
 pub fn read(config: &str, live: &str, active: bool, autostart: bool) -> Result<NetworkFacts, Error> {
     let document: Document = xml::read("network", config)?;
     let connections = xml::read::<Document>("network", live)?.connections;
-    let shape = document.shape();
-    Ok(NetworkFacts { name: document.name, uuid: document.uuid, active, autostart, connections, shape })
+    let (shape, reservations) = (document.shape(), document.reservations());
+    Ok(NetworkFacts { name: document.name, uuid: document.uuid, active, autostart, connections, shape, reservations })
 }
 
 #[cfg(test)]
@@ -190,9 +244,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         for shape in shapes() {
-            let network = Network { name: "t-wan".into(), uuid: Uuid::nil(), appliance: Uuid::nil(), shape };
+            let has_dhcp = matches!(shape, Shape::Nat { dhcp: Some(_), .. });
+            let kept = Reservation { mac: "52:00:00:00:00:01".into(), address: Ipv4Addr::new(10, 0, 0, 12) };
+            let (name, nobody) = ("t-wan".to_owned(), Uuid::nil());
+            let network = Network { name, uuid: nobody, appliance: nobody, shape, reservations: vec![kept.clone()] };
             let facts = read(&network.xml(), &network.xml(), true, true).unwrap();
             assert_eq!((facts.name.as_str(), &facts.shape), ("t-wan", &network.shape));
+            assert_eq!(facts.reservations, if has_dhcp { vec![kept] } else { Vec::new() });
         }
     }
 

@@ -14,5 +14,6 @@ pub mod memory;
 pub mod observe;
 pub mod plan;
 pub mod reconcile;
+pub mod reservations;
 pub mod status;
 pub mod validate;

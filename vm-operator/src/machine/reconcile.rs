@@ -17,7 +17,7 @@ use super::observe::{Found, Observed};
 use super::plan::{self, Clock};
 use super::status::{self, Answer, Findings};
 use super::validate::{self, ImageVolumes, Site, ValidatedMachine};
-use super::{addresses, cleanup as removal};
+use super::{addresses, cleanup as removal, reservations};
 use crate::appliance::validate::validate as validate_appliance;
 use crate::context::Context;
 use crate::errors::chain;
@@ -196,8 +196,19 @@ async fn ask(host: &Host, machine: &ValidatedMachine, domain: Option<&DomainFact
         return Answer::NotAsked;
     }
     let id = machine.id;
-    match host.call(move |libvirt| libvirt.addresses(id, source)).await {
-        Ok(found) => Answer::Addresses(addresses::sort(&found, &machine.definition.interfaces)),
+    let interfaces = machine.definition.interfaces.clone();
+    let asked = host.call(move |libvirt| {
+        let found = addresses::sort(&libvirt.addresses(id, source)?, &interfaces);
+        Ok((reservations::keep(libvirt, &interfaces, &found), found))
+    });
+    match asked.await {
+        Ok((kept, found)) => {
+            if let Err(error) = kept {
+                // The next look tries again.
+                tracing::warn!(machine = machine.object, error = chain(&error), "reservation");
+            }
+            Answer::Addresses(found)
+        }
         Err(error) => Answer::Silent(chain(&error)),
     }
 }
@@ -329,6 +340,7 @@ async fn remove(machine: &VirtualMachine, context: &Context, id: Uuid) -> Result
     }
     let host = context.hosts.get(&appliance.spec.libvirt_uri);
     let instance = appliance.spec.instance.clone();
-    host.call(move |libvirt| removal::remove(libvirt, id, &instance)).await?;
+    let macs = reservations::macs(id, &machine.spec);
+    host.call(move |libvirt| removal::remove(libvirt, id, &macs, &instance)).await?;
     Ok(())
 }
