@@ -20,6 +20,8 @@ pub const LABEL_CONTROL_PLANE: &str = "cluster.x-k8s.io/control-plane";
 pub const LABEL_WATCH_FILTER: &str = "cluster.x-k8s.io/watch-filter";
 /// Annotation that pauses an object.
 pub const ANNOTATION_PAUSED: &str = "cluster.x-k8s.io/paused";
+/// Annotation with which an object asks `clusterctl move` to wait with it.
+pub const ANNOTATION_BLOCK_MOVE: &str = "clusterctl.cluster.x-k8s.io/block-move";
 /// Annotation that `clusterctl move` puts on an object before it deletes it: the object lives on in another cluster, and
 /// so does what was made for it.
 pub const ANNOTATION_DELETE_FOR_MOVE: &str = "clusterctl.cluster.x-k8s.io/delete-for-move";

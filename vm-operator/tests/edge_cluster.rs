@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use edge_api::cluster_api::LABEL_CLUSTER;
+use edge_api::cluster_api::{ANNOTATION_BLOCK_MOVE, ANNOTATION_PAUSED, LABEL_CLUSTER};
 use edge_api::edge_cluster::ClusterPhase;
 use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER, LABEL_EDGE_CLUSTER};
 use edge_api::{
@@ -138,17 +138,20 @@ async fn a_cluster_comes_and_goes() -> Result<()> {
     let image = site.api::<VirtualMachineImage>().get("kubernetes-v1.36.3").await?;
     assert!(image.spec.artifact.starts_with(&format!("{IMAGE}@sha256:")), "{}", image.spec.artifact);
 
-    let edge = site
-        .wait::<EdgeCluster>(
-            "shop",
-            "Ready",
-            |c| condition::find(c, "Ready").is_some_and(|c| c.reason == "Provisioning"),
-            SHORT,
-        )
-        .await?;
+    let api = site.api::<EdgeCluster>();
+    let edge = eventually("shop to have its addresses and to wait for its machines", SHORT, || async {
+        let edge = api.get("shop").await?;
+        let status = edge.status.clone().unwrap_or_default();
+        let provisioning = condition::find(&status.conditions, "Ready").is_some_and(|c| c.reason == "Provisioning");
+        let has_addresses = status.load_balancer_addresses == [address(30, 40), address(30, 41)];
+        Ok::<_, kube::Error>(if provisioning && has_addresses {
+            Seen::Done(edge)
+        } else {
+            Seen::NotYet(format!("{status:?}"))
+        })
+    })
+    .await?;
     println!("shop: {}", find(&edge, "Ready")?.message);
-    let status = edge.status.unwrap_or_default();
-    assert_eq!(status.load_balancer_addresses, [address(30, 40), address(30, 41)]);
     let claim = site.api::<IPAddressClaim>().get("shop-lb-0").await?;
     assert_eq!(claim.labels()[LABEL_CLUSTER], "shop");
     assert_eq!(claim.owner_references().len(), 1);
@@ -162,9 +165,52 @@ async fn a_cluster_comes_and_goes() -> Result<()> {
     let edge = phase(&site, "shop", ClusterPhase::Provisioning).await?;
     assert_eq!(edge.status.unwrap_or_default().load_balancer_addresses, [address(30, 40)]);
 
+    moves_with_its_cluster(&site).await?;
     site.delete::<EdgeCluster>("shop").await?;
     site.gone::<EdgeCluster>("shop").await?;
     nothing_is_left(&site).await
+}
+
+/// What `clusterctl move` does, as one side sees it: pauses the Cluster, and removes it here. No second one is made; and
+/// a Cluster that arrives later, and is let go on, is taken over.
+async fn moves_with_its_cluster(site: &Site) -> Result<()> {
+    let annotated = async |annotation: &str| {
+        let edge = site.api::<EdgeCluster>().get("shop").await?;
+        anyhow::Ok(edge.annotations().get(annotation).cloned())
+    };
+    assert_eq!(annotated(ANNOTATION_BLOCK_MOVE).await?.as_deref(), Some(""), "it asks for time");
+    let clusters = site.api::<Cluster>();
+    let cluster = clusters.get("shop").await?;
+    site.edit::<Cluster>("shop", json!({ "paused": true })).await?;
+    let paused = |c: &[Condition]| condition::find(c, "Ready").is_some_and(|c| c.reason == "Paused");
+    site.wait::<EdgeCluster>("shop", "Paused", paused, SHORT).await?;
+    assert_eq!(annotated(ANNOTATION_PAUSED).await?.as_deref(), Some("Cluster"));
+    assert_eq!(annotated(ANNOTATION_BLOCK_MOVE).await?, None);
+
+    site.delete::<Cluster>("shop").await?;
+    site.gone::<Cluster>("shop").await?;
+    site.edit::<EdgeCluster>("shop", json!({ "loadBalancer": { "addresses": 2 } })).await?;
+    let generation = site.api::<EdgeCluster>().get("shop").await?.metadata.generation;
+    let looked = |c: &[Condition]| condition::find(c, "Ready").is_some_and(|c| c.observed_generation == generation);
+    let edge = site.wait::<EdgeCluster>("shop", "looked at once more", looked, SHORT).await?;
+    assert_eq!(find(&edge, "Ready")?.reason, "Paused");
+    assert!(clusters.get_opt("shop").await?.is_none(), "no second Cluster");
+
+    let mut arrived = cluster;
+    arrived.metadata.resource_version = None;
+    arrived.spec.paused = Some(true);
+    clusters.create(&PostParams::default(), &arrived).await?;
+    site.edit::<Cluster>("shop", json!({ "paused": false })).await?;
+    site.wait::<EdgeCluster>("shop", "going on", |c| !paused(c), SHORT).await?;
+    assert_eq!(annotated(ANNOTATION_PAUSED).await?, None);
+    assert_eq!(annotated(ANNOTATION_BLOCK_MOVE).await?.as_deref(), Some(""));
+    let addresses = [address(30, 40), address(30, 41)];
+    eventually("its addresses to be as they were asked for meanwhile", SHORT, || async {
+        let status = site.api::<EdgeCluster>().get("shop").await?.status.unwrap_or_default();
+        Ok::<_, kube::Error>(Seen::when(status.load_balancer_addresses == addresses, status))
+    })
+    .await?;
+    Ok(())
 }
 
 async fn nothing_is_left(site: &Site) -> Result<()> {

@@ -13,6 +13,7 @@
 
 pub mod cluster;
 pub mod machine;
+pub mod pause;
 pub mod pool;
 pub mod provider;
 pub mod run;

@@ -13,6 +13,7 @@ pub mod artifact;
 pub mod image;
 pub mod layers;
 pub mod observe;
+pub mod pause;
 pub mod profile;
 pub mod reconcile;
 pub mod remove;

@@ -16,7 +16,7 @@ use super::observe::Scene;
 use super::profile::{self, Resolved};
 use super::status::{self, Seen};
 use super::validate::{self, Site};
-use super::{FieldError, addresses, image, remove, topology};
+use super::{FieldError, addresses, image, pause, remove, topology};
 use crate::cluster_api::cluster::reconcile::claimant;
 use crate::cluster_api::cluster::validate::Claimant;
 use crate::cluster_api::provider::{Finding, Provide, Provider, cluster_label, hold, is_owned, list, names};
@@ -47,7 +47,13 @@ impl Provide for EdgeCluster {
         }
         let held = self.finalizers().iter().any(|f| f == FINALIZER);
         let edge = if held { self.clone() } else { hold(&provider.context, self, FINALIZER, |_| None).await? };
-        let mut progress = Progress::default();
+        let cluster = provider.get(&provider.stores.owner_clusters, &self.name_any());
+        if pause::follow(&edge, cluster.as_ref(), provider).await? {
+            provider.layers.forget(&edge.uid().unwrap_or_default());
+            publish(&provider.context, &edge, status::paused).await?;
+            return Ok(Next::await_change());
+        }
+        let mut progress = Progress { cluster, ..Progress::default() };
         let done = advance(&edge, provider, &mut progress).await;
         if let Err(Error::Kube(error)) = &done {
             progress.waiting = Some(Finding::no("Refused", chain(error)));
@@ -65,8 +71,6 @@ impl Provide for EdgeCluster {
 /// Everything up to the layers, and how far that came.
 async fn advance(edge: &EdgeCluster, provider: &Provider, progress: &mut Progress) -> Result<(), Error> {
     let Some(placement) = edge.spec.placements.first() else { return Ok(()) };
-    let name = edge.name_any();
-    progress.cluster = provider.get(&provider.stores.owner_clusters, &name);
     let profile = provider.get(&provider.stores.profiles, &edge.spec.profile);
     let resolved = profile.as_ref().map(|profile| profile::resolve(profile, &edge.spec));
     match resolved {

@@ -67,6 +67,14 @@ pub fn status(
     new
 }
 
+/// The status of a cluster that is left alone.
+pub fn paused(old: &EdgeClusterStatus, generation: Option<i64>) -> EdgeClusterStatus {
+    let mut new = old.clone();
+    let message = "paused, by itself or with its Cluster: nothing is done about it until it is not";
+    Finding::no("Paused", message).put(&mut new.conditions, "Ready", generation);
+    new
+}
+
 /// The status of a cluster that goes.
 pub fn leaving(
     old: &EdgeClusterStatus,
