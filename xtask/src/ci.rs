@@ -32,7 +32,7 @@ pub fn run() -> Result<()> {
         show(workspace::cargo().args(["run", "-q", "--locked", "-p", "edge-api", "--example", "crds", "--", "--check"]))
     })?;
     table.part("licences, bans and sources", deny)?;
-    test::parts(test::Scope::Normal, &mut table)
+    test::parts(&test::Scope::Normal, &mut table)
 }
 
 /// Without its advisory database, which cannot be had everywhere.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `up` | prepares the host, builds what is missing, starts the agent and follows it until appliance and workload clusters are ready |
 //! | `down` | removes one instance and nothing else |
-//! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out |
+//! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out, a name all others |
 //! | `bench` | times a machine against a bare script |
 //! | `ci` | formatting, lints, generated files, licences, then `test` |
 //!
@@ -71,6 +71,9 @@ enum Task {
         /// Also those that take too long for every change
         #[arg(long)]
         long: bool,
+        /// Only those with this in their name, also where they are long
+        #[arg(value_name = "NAME", conflicts_with_all = ["fast", "long"])]
+        only: Option<String>,
     },
     /// Times a machine against a bare script, on an instance of the example that is ready
     Bench {
@@ -88,13 +91,10 @@ fn main() -> ExitCode {
             up::run(&up::Options { plain, instance, site, clusters: !no_cluster })
         }
         Task::Down { instance } => down::run(&instance),
-        Task::Test { fast, long } => test::run(if fast {
-            test::Scope::Fast
-        } else if long {
-            test::Scope::Long
-        } else {
-            test::Scope::Normal
-        }),
+        Task::Test { only: Some(name), .. } => test::run(&test::Scope::Named(name)),
+        Task::Test { fast: true, .. } => test::run(&test::Scope::Fast),
+        Task::Test { long: true, .. } => test::run(&test::Scope::Long),
+        Task::Test { .. } => test::run(&test::Scope::Normal),
         Task::Bench { instance } => command::run(workspace::cargo().args([
             "run",
             "--release",

@@ -11,7 +11,7 @@ use crate::table::Table;
 use crate::{build, up, workspace};
 
 /// How much to run.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Scope {
     /// Without the end-to-end tests.
     Fast,
@@ -19,40 +19,46 @@ pub enum Scope {
     Normal,
     /// Also what takes too long for that.
     Long,
+    /// What has this in its name, long or not.
+    Named(String),
+}
+
+impl Scope {
+    /// For the tests' own programs.
+    fn arguments(&self) -> Vec<&str> {
+        match self {
+            Self::Fast | Self::Normal => Vec::new(),
+            Self::Long => vec!["--include-ignored"],
+            Self::Named(name) => vec!["--include-ignored", name],
+        }
+    }
 }
 
 /// Runs the task.
-pub fn run(scope: Scope) -> Result<()> {
+pub fn run(scope: &Scope) -> Result<()> {
     let mut table = Table::new(match scope {
         Scope::Fast => "test --fast",
         Scope::Normal => "test",
         Scope::Long => "test --long",
+        Scope::Named(_) => "test NAME",
     });
     parts(scope, &mut table)
 }
 
 /// Runs the parts of the task within another one.
-pub fn parts(scope: Scope, table: &mut Table) -> Result<()> {
+pub fn parts(scope: &Scope, table: &mut Table) -> Result<()> {
     let ready = table.part("host, programs and bundle", prepare)?;
     table.part("tests of every crate", || {
-        let mut tests = ready.cargo();
-        tests.args(["test", "--workspace", "--locked"]);
-        if scope == Scope::Long {
-            tests.args(["--", "--include-ignored"]);
-        }
-        show(&mut tests)
+        show(ready.cargo().args(["test", "--workspace", "--locked", "--"]).args(scope.arguments()))
     })?;
-    if scope == Scope::Fast {
+    if *scope == Scope::Fast {
         return Ok(());
     }
     table.part("end-to-end tests", || {
         let mut tests = ready.cargo();
         // With the whole workspace, as above: alone, the package would want its dependencies built once more.
         tests.args(["test", "--workspace", "--locked", "--test", "e2e", "--", "--nocapture", "--test-threads=1"]);
-        if scope == Scope::Long {
-            tests.arg("--include-ignored");
-        }
-        show(&mut tests)
+        show(tests.args(scope.arguments()))
     })
 }
 

@@ -3,6 +3,7 @@
 //! Needs a prepared host: `cargo xtask test` runs it. Nothing of it may stay behind, whether it passes or fails; set
 //! `PCG_EDGE_KEEP` to look at what a failure left, and remove it with `cargo xtask down --instance NAME`.
 
+mod abort;
 mod appliance;
 mod bad_input;
 mod floor;
@@ -50,6 +51,17 @@ async fn from_nothing_to_ready_and_back() -> Result<()> {
 async fn a_workload_cluster_from_nothing_and_back() -> Result<()> {
     let appliance = Appliance::new("e2ewl", 152, 202)?;
     and_back(&appliance, Box::pin(workload_cluster(&appliance))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: makes most of a cluster, five times"]
+async fn a_cluster_is_aborted_and_leaves_nothing() -> Result<()> {
+    let appliance = Appliance::new("e2eab", 154, 204)?;
+    let scenario = async {
+        up_without_the_cluster(&appliance).await?;
+        abort::at_five_moments(&appliance).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
 }
 
 /// Plays a scenario on an appliance, then takes it down: the host is as it was before.
@@ -104,12 +116,7 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
 }
 
 async fn workload_cluster(appliance: &Appliance) -> Result<()> {
-    phase("up, without the cluster", async {
-        let status = appliance.up()?.status().await?;
-        anyhow::ensure!(status.success(), "up: {status}");
-        Ok(())
-    })
-    .await?;
+    up_without_the_cluster(appliance).await?;
     let before = Inventory::libvirt()?;
     let ours = phase("a workload cluster", workload::up(appliance)).await?;
     phase("every task of the cluster is done", workload::every_task_is_done(appliance)).await?;
@@ -117,7 +124,8 @@ async fn workload_cluster(appliance: &Appliance) -> Result<()> {
     phase("every image is the bundle's", workload::images_are_the_bundles(appliance)).await?;
     floor::keep_the_image(appliance).await?;
     let image = |item: &str| item.starts_with("volume: ") && item.contains("/pcg-img-");
-    phase("the cluster is deleted", workload::deleted_without_a_trace(appliance, &before, image)).await?;
+    let delete = ["delete", workload::NAME, "--yes", "--wait"];
+    phase("the cluster is deleted", workload::gone_without_a_trace(appliance, &delete, &before, image)).await?;
     let bare = phase("a bare script makes the same", floor::measure(appliance)).await?;
     floor::drop_the_image(appliance).await?;
     let difference = before.difference(&Inventory::libvirt()?);
@@ -131,6 +139,15 @@ async fn workload_cluster(appliance: &Appliance) -> Result<()> {
         println!("    {stage:20} EdgeCluster {ours:6.1} s, bare script {bare:6.1} s, ratio {:.2}", ours / bare);
     }
     Ok(())
+}
+
+async fn up_without_the_cluster(appliance: &Appliance) -> Result<()> {
+    phase("up, without the cluster", async {
+        let status = appliance.up()?.status().await?;
+        anyhow::ensure!(status.success(), "up: {status}");
+        Ok(())
+    })
+    .await
 }
 
 async fn every_step_is_ready(appliance: &Appliance) -> Result<()> {

@@ -21,11 +21,11 @@ use serde_json::json;
 use crate::appliance::Appliance;
 
 /// The example's cluster.
-const NAME: &str = "shop";
+pub const NAME: &str = "shop";
 /// A shell, a web server and a client.
 const BUSYBOX: &str = "pcg-edge.io/busybox:1";
 /// Emulated guests on two cores need most of this.
-const PATIENCE: Duration = Duration::from_mins(45);
+pub const PATIENCE: Duration = Duration::from_mins(45);
 
 /// How long each stage took, from the creation of the object or the start of the script.
 #[derive(Clone, Copy, Debug)]
@@ -273,14 +273,15 @@ pub async fn images_are_the_bundles(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the cluster as a person would: nothing of it is left in libvirt, but for what `kept` says, or in the system
-/// cluster.
-pub async fn deleted_without_a_trace(
+/// Removes the cluster as a person would, by a command of `edgectl cluster`: nothing of it is left in libvirt, but for
+/// what `kept` says, or in the system cluster.
+pub async fn gone_without_a_trace(
     appliance: &Appliance,
+    command: &[&str],
     before: &Inventory,
     kept: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    appliance.edgectl(&["cluster", "delete", NAME, "--yes", "--wait"]).await?;
+    appliance.edgectl(&[&["cluster"], command].concat()).await?;
     let mut difference = before.difference(&Inventory::libvirt()?);
     difference.added.retain(|item| !kept(item));
     anyhow::ensure!(difference.is_empty(), "libvirt differs:\n{difference}");
