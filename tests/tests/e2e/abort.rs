@@ -22,7 +22,7 @@ pub async fn at_five_moments(appliance: &Appliance) -> Result<()> {
         phase(&format!("aborted {}", moment.words()), async {
             appliance.edgectl(&["cluster", "create", "-f", &file]).await?;
             moment.wait(appliance).await?;
-            workload::gone_without_a_trace(appliance, &["abort", NAME, "--wait"], &before, |_| false).await
+            workload::gone_without_a_trace(appliance, &["abort", NAME, "--wait"], &before).await
         })
         .await?;
     }

@@ -9,19 +9,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use edge_api::virtual_machine_image::VolumeRole;
+use edge_api::bundle::Artifact;
+use edge_api::virtual_machine_image::{VirtualMachineImageSpec, VolumeRole};
 use edge_api::{VirtualMachineImage, condition, names};
 use edge_tests::inventory::{run, virsh};
 use edge_tests::wait::{Seen, eventually};
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 
 use crate::appliance::Appliance;
 use crate::guest;
-use crate::workload::{Times, api_server, client_of, nodes_ready};
+use crate::workload::{Times, api_server, bundle, client_of, nodes_ready};
 
-/// Name of the object that keeps the image.
-const KEPT: &str = "e2e-floor";
+/// Name of the object of the image.
+const IMAGE: &str = "e2e-floor";
 const TOKEN: &str = "floor0.0123456789abcdef";
 const DOMAINS: [&str; 2] = ["edge-e2e-floor-0", "edge-e2e-floor-1"];
 
@@ -32,35 +33,30 @@ struct Image {
     initrd: String,
 }
 
-/// An image object of the test's own, so that the image stays when the cluster goes.
-pub async fn keep_the_image(appliance: &Appliance) -> Result<()> {
-    let images = images(appliance).await?;
-    let list = images.list(&ListParams::default()).await?.items;
-    let prefix = names::CLUSTER_IMAGE_PREFIX;
-    let of_cluster = |image: &VirtualMachineImage| image.metadata.name.as_ref().is_some_and(|n| n.starts_with(prefix));
-    let spec = list.into_iter().find(of_cluster).context("no image of a cluster")?.spec;
-    images.create(&PostParams::default(), &VirtualMachineImage::new(KEPT, spec)).await?;
-    Ok(())
-}
-
-/// Gives it up.
-pub async fn drop_the_image(appliance: &Appliance) -> Result<()> {
-    let images = images(appliance).await?;
-    images.delete(KEPT, &DeleteParams::default()).await?;
-    eventually("the image to be gone", Duration::from_mins(2), || async {
-        let object = images.get_opt(KEPT).await?;
-        Ok::<_, kube::Error>(Seen::when(object.is_none(), object.map(|object| object.status)))
-    })
-    .await?;
-    Ok(())
-}
-
 async fn images(appliance: &Appliance) -> Result<Api<VirtualMachineImage>> {
     Ok(Api::namespaced(appliance.client().await?, names::NAMESPACE))
 }
 
 /// Boots both machines and waits until both nodes are ready; removes what it made.
 pub async fn measure(appliance: &Appliance) -> Result<Times> {
+    let images = images(appliance).await?;
+    let index = bundle()?;
+    let artifact = index.artifacts.iter().find(|artifact| artifact.name.starts_with("pcg-edge.io/vm/kubernetes-node:"));
+    let Artifact { name, digest, .. } = artifact.context("no image of a Kubernetes node in the bundle")?;
+    let repository = name.rsplit_once(':').map_or(name.as_str(), |(repository, _)| repository);
+    let spec = VirtualMachineImageSpec { appliance: "local".into(), artifact: format!("{repository}@{digest}") };
+    images.create(&PostParams::default(), &VirtualMachineImage::new(IMAGE, spec)).await?;
+    let outcome = with_image(appliance).await;
+    images.delete(IMAGE, &DeleteParams::default()).await?;
+    eventually("the image to be gone", Duration::from_mins(2), || async {
+        let object = images.get_opt(IMAGE).await?;
+        Ok::<_, kube::Error>(Seen::when(object.is_none(), object.map(|object| object.status)))
+    })
+    .await?;
+    outcome
+}
+
+async fn with_image(appliance: &Appliance) -> Result<Times> {
     let image = image(appliance).await?;
     // Below the pools, where QEMU may read.
     let dir = tempfile::Builder::new().prefix("floor-").tempdir_in(appliance.root.join("pools"))?;
@@ -82,7 +78,7 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
          apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v{version}\n\
          encryptionAlgorithm: ECDSA-P256\n\
          networking: {{podSubnet: 10.240.0.0/16, serviceSubnet: 10.112.0.0/16}}\n",
-        version = kubernetes_version()?,
+        version = bundle()?.kubernetes_version.trim_start_matches('v'),
     );
     let join = format!(
         "apiVersion: kubeadm.k8s.io/v1beta4\nkind: JoinConfiguration\n{TIMEOUTS}discovery:\n  \
@@ -104,12 +100,6 @@ const TIMEOUTS: &str = "patches: {directory: /etc/kubernetes/patches}\n\
                         timeouts: {controlPlaneComponentHealthCheck: 20m, kubeletHealthCheck: 20m, \
                         kubernetesAPICall: 10m, tlsBootstrap: 20m, discovery: 20m}\n";
 
-fn kubernetes_version() -> Result<String> {
-    let index = std::env::var("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE")? + "/" + edge_api::bundle::INDEX_FILE;
-    let index: edge_api::bundle::Index = serde_json::from_slice(&fs::read(index)?)?;
-    Ok(index.kubernetes_version.trim_start_matches('v').to_owned())
-}
-
 /// Overlay, seed, domain: started.
 #[allow(clippy::too_many_arguments, reason = "a script's arguments")]
 fn machine(
@@ -128,7 +118,9 @@ fn machine(
     let seed = seed(appliance, dir, number, address, verb, config)?;
     let network = appliance.instance.libvirt_name("wan");
     let domain = DOMAINS[number];
-    let (accelerator, cpu, clock) = if Path::new("/dev/kvm").exists() {
+    // The device alone says nothing: some hosts have it, and guests hang on it.
+    let flags = fs::read_to_string("/proc/cpuinfo")?;
+    let (accelerator, cpu, clock) = if flags.contains("vmx") || flags.contains("svm") {
         ("kvm", "<cpu mode='host-passthrough'/>", "")
     } else {
         ("qemu", "<cpu mode='maximum'/>", "tsc=reliable ")
@@ -201,7 +193,7 @@ fn seed(
 async fn image(appliance: &Appliance) -> Result<Image> {
     let images = images(appliance).await?;
     let ready = eventually("the image", Duration::from_mins(5), || async {
-        let image = images.get(KEPT).await?;
+        let image = images.get(IMAGE).await?;
         let ready = image.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, "Ready"));
         Ok::<_, kube::Error>(Seen::when(ready, image))
     });

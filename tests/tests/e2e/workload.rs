@@ -249,10 +249,15 @@ async fn visit_by_address(workload: &Client) -> Result<String> {
     Ok(address.await?)
 }
 
+/// The index of the bundle.
+pub fn bundle() -> Result<Index> {
+    let index = std::env::var("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE")? + "/" + INDEX_FILE;
+    Ok(serde_json::from_slice(&std::fs::read(index)?)?)
+}
+
 /// No image came from elsewhere: each is the bundle's by digest, or was in the guest's image.
 pub async fn images_are_the_bundles(appliance: &Appliance) -> Result<()> {
-    let index = std::env::var("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE")? + "/" + INDEX_FILE;
-    let index: Index = serde_json::from_slice(&std::fs::read(index)?)?;
+    let index = bundle()?;
     let pods = Api::<Pod>::all(client(appliance).await?).list(&ListParams::default()).await?.items;
     let mut pulled = 0;
     for status in
@@ -273,17 +278,11 @@ pub async fn images_are_the_bundles(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-/// Removes the cluster as a person would, by a command of `edgectl cluster`: nothing of it is left in libvirt, but for
-/// what `kept` says, or in the system cluster.
-pub async fn gone_without_a_trace(
-    appliance: &Appliance,
-    command: &[&str],
-    before: &Inventory,
-    kept: impl Fn(&str) -> bool,
-) -> Result<()> {
+/// Removes the cluster as a person would, by a command of `edgectl cluster`: nothing of it is left in libvirt, or in
+/// the system cluster.
+pub async fn gone_without_a_trace(appliance: &Appliance, command: &[&str], before: &Inventory) -> Result<()> {
     appliance.edgectl(&[&["cluster"], command].concat()).await?;
-    let mut difference = before.difference(&Inventory::libvirt()?);
-    difference.added.retain(|item| !kept(item));
+    let difference = before.difference(&Inventory::libvirt()?);
     anyhow::ensure!(difference.is_empty(), "libvirt differs:\n{difference}");
     let client = appliance.client().await?;
     let secrets = Api::<Secret>::namespaced(client.clone(), names::NAMESPACE).list(&ListParams::default()).await?;

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use serde_json::{Map, Value, json};
 
 use super::profile::Resolved;
-use super::validate::label_problem;
+use super::validate;
 use crate::cluster_api::provider::reference;
 use crate::image::registry::sha256;
 
@@ -50,7 +50,7 @@ pub fn cluster(
 
 /// Those of a profile's tags that can be labels of a `Cluster`.
 pub fn labels(tags: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let of_people = |(key, value): &(&String, &String)| label_problem(key, value).is_none();
+    let of_people = |(key, value): &(&String, &String)| validate::labels::problem(key, value).is_none();
     tags.iter().filter(of_people).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 

@@ -1,7 +1,9 @@
 //! Whether an `EdgeCluster` makes sense on its appliance. Pure. Everything that is wrong is found
 //! at once, each with its field, what was found and what was expected.
 
-use std::collections::BTreeSet;
+pub mod labels;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use edge_api::appliance::{HostStatus, Network};
@@ -20,7 +22,7 @@ use crate::cluster_api::upstream::Cluster;
 use crate::errors::chain;
 use crate::machine::validate::check_cpu_set;
 
-/// Longest host name, and longest value of a label.
+/// Longest host name.
 const LONGEST_NAME: usize = 63;
 /// What Cluster API appends to a pool's name: of a deployment, of a set and of a machine, each a dash and five characters.
 const WORKER_SUFFIX: usize = 18;
@@ -30,10 +32,6 @@ const CONTROL_PLANE_SUFFIX: usize = 12;
 const CONTROL_PLANE_CPUS: u32 = 2;
 /// Least memory of a control plane's machine: kubeadm asks for 1700 MiB of what the guest's kernel leaves.
 const CONTROL_PLANE_MEMORY_MIB: u64 = 1800;
-/// Label prefixes that a kubelet refuses to give to its node, other than [`ALLOWED_PREFIXES`].
-const RESERVED_DOMAINS: [&str; 2] = ["kubernetes.io", "k8s.io"];
-/// Label prefixes below [`RESERVED_DOMAINS`] that a kubelet may set.
-const ALLOWED_PREFIXES: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 
 /// What a cluster is checked against.
 #[derive(Clone, Debug)]
@@ -88,7 +86,7 @@ struct Pool<'a> {
     field: String,
     size: u32,
     hardware: &'a Hardware,
-    labels: &'a std::collections::BTreeMap<String, String>,
+    labels: &'a BTreeMap<String, String>,
     taints: &'a [Taint],
 }
 
@@ -205,7 +203,7 @@ impl<'a> Check<'a> {
     fn nodes(&mut self) {
         for Pool { field, hardware, labels, taints, .. } in self.pools() {
             for (key, value) in labels {
-                if let Some(problem) = label_problem(key, value) {
+                if let Some(problem) = labels::problem(key, value) {
                     self.error(format!("{field}.labels.{key}"), problem);
                 }
             }
@@ -217,7 +215,7 @@ impl<'a> Check<'a> {
                     self.error(&field, format!("{key}:{effect:?}: expected a key and effect that no other has"));
                 }
                 seen.push((key, effect));
-                if !is_label_key(key) || value.as_deref().is_some_and(|value| !is_label_value(value)) {
+                if !labels::is_key(key) || value.as_deref().is_some_and(|value| !labels::is_value(value)) {
                     let shown = value.as_deref().unwrap_or_default();
                     self.error(field, format!("{key}={shown}: expected a key and value as labels have them"));
                 }
@@ -475,35 +473,6 @@ impl<'a> Check<'a> {
 fn numbers(version: &str) -> Option<(u32, u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??, parts.next()??))
-}
-
-/// What keeps a label from being one that people may give to a node.
-pub fn label_problem(key: &str, value: &str) -> Option<String> {
-    if !is_label_key(key) {
-        return Some(format!("{key:?}: expected a label's key, [prefix/]name"));
-    }
-    if !is_label_value(value) {
-        return Some(format!("{value:?}: expected at most 63 letters, digits, dashes, underscores and dots"));
-    }
-    let prefix = key.split_once('/').map_or("", |(prefix, _)| prefix);
-    let below = |domain: &str| prefix == domain || prefix.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
-    let reserved = RESERVED_DOMAINS.iter().any(|domain| below(domain));
-    (reserved && !ALLOWED_PREFIXES.iter().any(|domain| below(domain)))
-        .then(|| format!("{key:?}: expected a key that a node may give itself, which those below {prefix} are not"))
-}
-
-fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let domain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
-    let prefix_is_good = prefix.is_none_or(|p| !p.is_empty() && p.len() <= 253 && p.bytes().all(domain));
-    prefix_is_good && !name.is_empty() && is_label_value(name)
-}
-
-fn is_label_value(value: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
-    let bytes = value.as_bytes();
-    bytes.len() <= LONGEST_NAME && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last())
 }
 
 #[cfg(test)]

@@ -1,0 +1,103 @@
+//! A cluster that lives: its workers become more and fewer, and are replaced in both orders and when one is lost.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use edge_api::edge_cluster::{ClusterPhase, EdgeCluster, Rollout};
+use edge_api::{condition, names};
+use edge_tests::inventory::virsh;
+use edge_tests::wait::{Seen, eventually};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use crate::appliance::Appliance;
+use crate::guest;
+use crate::phase;
+use crate::workload::{NAME, PATIENCE};
+
+/// All of it, on a cluster that is ready.
+pub async fn play(appliance: &Appliance) -> Result<()> {
+    for size in [2, 1] {
+        phase(&format!("workers: {size}"), async {
+            let pool = format!("general={size}");
+            appliance.edgectl(&["cluster", "scale", NAME, "--pool", &pool, "--wait"]).await?;
+            let workers = workers(appliance)?;
+            anyhow::ensure!(workers.len() == size, "{workers:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    phase("a change of hardware, Expand First", async {
+        let seen = roll_out(appliance, Rollout::ExpandFirst, 2112).await?;
+        anyhow::ensure!(seen == BTreeSet::from([1, 2]), "so many workers ran: {seen:?}");
+        Ok(())
+    })
+    .await?;
+    phase("a change of hardware, Contract First", async {
+        let seen = roll_out(appliance, Rollout::ContractFirst, 2048).await?;
+        anyhow::ensure!(seen == BTreeSet::from([0, 1]), "so many workers ran: {seen:?}");
+        Ok(())
+    })
+    .await?;
+    phase("a worker that is lost is replaced", async {
+        let before = workers(appliance)?;
+        let lost = before.first().context("no worker")?;
+        // Its domain would only be started again: what is lost here is the node.
+        guest::must(lost, "systemctl", &["disable", "--now", "kubelet"]).await?;
+        settled(appliance, &before, || Ok(())).await
+    })
+    .await
+}
+
+/// Domains of the workers that run.
+fn workers(appliance: &Appliance) -> Result<BTreeSet<String>> {
+    let prefix = appliance.instance.libvirt_name(&format!("{NAME}-general-"));
+    let running = virsh(&["list", "--name", "--state-running"])?;
+    Ok(running.lines().filter(|name| name.starts_with(&prefix)).map(ToOwned::to_owned).collect())
+}
+
+/// Gives the workers other memory, and waits until all are new. Returns how many ran meanwhile.
+async fn roll_out(appliance: &Appliance, rollout: Rollout, memory: u64) -> Result<BTreeSet<usize>> {
+    let (before, clusters) = (workers(appliance)?, clusters(appliance).await?);
+    let mut pools = clusters.get(NAME).await?.spec.workers;
+    for pool in &mut pools {
+        pool.rollout = rollout;
+        pool.hardware.memory_mib = memory;
+    }
+    let patch = json!({ "spec": { "workers": pools } });
+    clusters.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    let seen = Mutex::new(BTreeSet::new());
+    settled(appliance, &before, || {
+        let count = workers(appliance)?.len();
+        seen.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.insert(count);
+        Ok(())
+    })
+    .await?;
+    Ok(seen.into_inner()?)
+}
+
+/// Waits until none of these machines is there and the cluster is ready again; `look` is called all the time.
+async fn settled(appliance: &Appliance, before: &BTreeSet<String>, look: impl Fn() -> Result<()>) -> Result<()> {
+    let clusters = clusters(appliance).await?;
+    eventually("other machines, and a cluster that is ready", PATIENCE, || async {
+        look()?;
+        let now = workers(appliance)?;
+        if now.is_empty() || !now.is_disjoint(before) {
+            return anyhow::Ok(Seen::NotYet(format!("{now:?}")));
+        }
+        let cluster = clusters.get(NAME).await?;
+        let status = cluster.status.unwrap_or_default();
+        let ready = status.observed_generation == cluster.metadata.generation
+            && status.phase == ClusterPhase::Running
+            && condition::is_true(&status.conditions, "Ready");
+        Ok(Seen::when(ready, status))
+    })
+    .await?;
+    Ok(())
+}
+
+async fn clusters(appliance: &Appliance) -> Result<Api<EdgeCluster>> {
+    Ok(Api::namespaced(appliance.client().await?, names::NAMESPACE))
+}
