@@ -173,7 +173,7 @@ fn seed(
     let meta = format!("instance-id: floor-{number}\nlocal-hostname: floor-{number}\n");
     let network = format!(
         "version: 2\nethernets:\n  eth0:\n    addresses: [{address}/24]\n    \
-         routes: [{{to: default, via: {gateway}}}]\n"
+         routes: [{{to: 0.0.0.0/0, via: {gateway}}}]\n"
     );
     let seed = dir.join(format!("{number}.seed"));
     let mut volume = fs::File::options().create_new(true).read(true).write(true).open(&seed)?;

@@ -48,7 +48,6 @@ async fn from_nothing_to_ready_and_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes half an hour on an emulated host"]
 async fn a_workload_cluster_from_nothing_and_back() -> Result<()> {
     let appliance = Appliance::new("e2ewl", 152, 202)?;
     and_back(&appliance, Box::pin(workload_cluster(&appliance))).await
