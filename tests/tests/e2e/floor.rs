@@ -1,5 +1,6 @@
 //! What the workload cluster is measured against: a bare script with virsh that boots the same image, runs kubeadm on one
-//! machine and joins the other, with everything known beforehand, and with the same kernel arguments, keys and probes.
+//! machine and joins the other, with everything known beforehand, and with the same kernel arguments, keys, probes
+//! and leases.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,6 +24,8 @@ use crate::workload::{Times, api_server, bundle, client_of, nodes_ready};
 
 /// Name of the object of the image.
 const IMAGE: &str = "e2e-floor";
+/// Twice of what it takes on two emulated cores, and more.
+const DEADLINE: Duration = Duration::from_mins(15);
 const TOKEN: &str = "floor0.0123456789abcdef";
 const DOMAINS: [&str; 2] = ["edge-e2e-floor-0", "edge-e2e-floor-1"];
 
@@ -46,14 +49,18 @@ pub async fn measure(appliance: &Appliance) -> Result<Times> {
     let repository = name.rsplit_once(':').map_or(name.as_str(), |(repository, _)| repository);
     let spec = VirtualMachineImageSpec { appliance: "local".into(), artifact: format!("{repository}@{digest}") };
     images.create(&PostParams::default(), &VirtualMachineImage::new(IMAGE, spec)).await?;
-    let outcome = with_image(appliance).await;
+    let outcome = tokio::time::timeout(DEADLINE, with_image(appliance)).await;
+    for domain in DOMAINS {
+        // Not there where it was never made.
+        let _ = virsh(&["destroy", domain]);
+    }
     images.delete(IMAGE, &DeleteParams::default()).await?;
     eventually("the image to be gone", Duration::from_mins(2), || async {
         let object = images.get_opt(IMAGE).await?;
         Ok::<_, kube::Error>(Seen::when(object.is_none(), object.map(|object| object.status)))
     })
     .await?;
-    outcome
+    outcome.with_context(|| format!("not done after {} s", DEADLINE.as_secs()))?
 }
 
 async fn with_image(appliance: &Appliance) -> Result<Times> {
@@ -61,12 +68,7 @@ async fn with_image(appliance: &Appliance) -> Result<Times> {
     // Below the pools, where QEMU may read.
     let dir = tempfile::Builder::new().prefix("floor-").tempdir_in(appliance.root.join("pools"))?;
     run("chmod", &["0755", &dir.path().to_string_lossy()])?;
-    let outcome = boot(appliance, &image, dir.path()).await;
-    for domain in DOMAINS {
-        // Not there where it was never made.
-        let _ = virsh(&["destroy", domain]);
-    }
-    outcome
+    boot(appliance, &image, dir.path()).await
 }
 
 async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times> {
@@ -77,6 +79,7 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
          localAPIEndpoint: {{advertiseAddress: {first}}}\n{TIMEOUTS}---\n\
          apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v{version}\n\
          encryptionAlgorithm: ECDSA-P256\n\
+         controllerManager: {{extraArgs: {PATIENT}}}\nscheduler: {{extraArgs: {PATIENT}}}\n\
          networking: {{podSubnet: 10.240.0.0/16, serviceSubnet: 10.112.0.0/16}}\n",
         version = bundle()?.kubernetes_version.trim_start_matches('v'),
     );
@@ -96,6 +99,8 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
     Ok(Times { first_process, api_server: api_time, nodes: start.elapsed() })
 }
 
+const PATIENT: &str = "[{name: leader-elect-lease-duration, value: 60s}, \
+                       {name: leader-elect-renew-deadline, value: 45s}, {name: leader-elect-retry-period, value: 5s}]";
 const TIMEOUTS: &str = "patches: {directory: /etc/kubernetes/patches}\n\
                         timeouts: {controlPlaneComponentHealthCheck: 20m, kubeletHealthCheck: 20m, \
                         kubernetesAPICall: 10m, tlsBootstrap: 20m, discovery: 20m}\n";
