@@ -62,7 +62,7 @@ mod tests {
 
     fn cluster(paused: bool) -> Cluster {
         let spec = json!({ "paused": paused });
-        let object = json!({ "apiVersion": "cluster.x-k8s.io/v1beta2", "kind": "Cluster", "spec": spec });
+        let object = json!({ "metadata": {}, "spec": spec });
         serde_json::from_value(object).unwrap()
     }
 
