@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use edge_api::edge_cluster::{EdgeCluster, TaskState};
-use edge_api::names;
+use edge_api::edge_cluster::TaskState;
 use edge_tests::Inventory;
-use edge_tests::inventory::virsh;
 use edge_tests::wait::{Seen, eventually};
-use kube::Api;
 
 use crate::appliance::Appliance;
 use crate::phase;
-use crate::workload::{self, NAME, PATIENCE};
+use crate::workload::{self, NAME};
 
 /// Makes and aborts.
 pub async fn at_five_moments(appliance: &Appliance) -> Result<()> {
@@ -53,7 +50,7 @@ impl Moment {
         match self {
             Self::Asked => Ok(()),
             Self::Image => {
-                let clusters = Api::<EdgeCluster>::namespaced(appliance.client().await?, names::NAMESPACE);
+                let clusters = appliance.clusters().await?;
                 eventually("the image to be made", Duration::from_mins(2), || async {
                     let tasks = clusters.get(NAME).await?.status.map(|status| status.tasks).unwrap_or_default();
                     let image = tasks.iter().find(|task| task.name.contains("image"));
@@ -62,24 +59,12 @@ impl Moment {
                 .await?;
                 Ok(())
             }
-            Self::Machine => machines(appliance, 1).await,
+            Self::Machine => workload::machines(appliance, 1).await,
             Self::ApiServer => {
-                let clusters = Api::<EdgeCluster>::namespaced(appliance.client().await?, names::NAMESPACE);
+                let clusters = appliance.clusters().await?;
                 workload::api_server(clusters.get(NAME).await?.spec.virtual_ip.parse()?).await
             }
-            Self::Worker => machines(appliance, 2).await,
+            Self::Worker => workload::machines(appliance, 2).await,
         }
     }
-}
-
-/// Waits until so many machines of the cluster run.
-async fn machines(appliance: &Appliance, count: usize) -> Result<()> {
-    let prefix = appliance.instance.libvirt_name(NAME);
-    eventually(&format!("{count} running machines"), PATIENCE, || async {
-        let running = virsh(&["list", "--name", "--state-running"])?;
-        let own = running.lines().filter(|name| name.starts_with(&prefix)).count();
-        anyhow::Ok(Seen::when(own == count, running))
-    })
-    .await?;
-    Ok(())
 }

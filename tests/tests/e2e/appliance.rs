@@ -1,5 +1,6 @@
 //! The appliance under test: the commands that bring it up and down, its agent, its cluster.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -7,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edge_api::agent::Status;
-use edge_api::{Instance, VirtualMachine, names};
+use edge_api::{EdgeCluster, Instance, VirtualMachine, names};
 use edge_tests::audit::AuditLog;
-use edge_tests::inventory::run;
+use edge_tests::inventory::{run, virsh};
 use edge_tests::wait::{Seen, eventually};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -81,6 +82,18 @@ impl Appliance {
         let file = Kubeconfig::read_from(self.root.join("kube/admin.conf"))?;
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
         Ok(Client::try_from(config)?)
+    }
+
+    /// Workload clusters.
+    pub async fn clusters(&self) -> Result<Api<EdgeCluster>> {
+        Ok(Api::namespaced(self.client().await?, names::NAMESPACE))
+    }
+
+    /// Domains of this instance that run and whose own names begin with this.
+    pub fn running(&self, prefix: &str) -> Result<BTreeSet<String>> {
+        let prefix = self.instance.libvirt_name(prefix);
+        let names = virsh(&["list", "--name", "--state-running"])?;
+        Ok(names.lines().filter(|name| name.starts_with(&prefix)).map(ToOwned::to_owned).collect())
     }
 
     /// Machines of the system cluster.

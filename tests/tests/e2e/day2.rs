@@ -4,11 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
-use edge_api::edge_cluster::{ClusterPhase, EdgeCluster, Rollout};
-use edge_api::{condition, names};
-use edge_tests::inventory::virsh;
+use edge_api::condition;
+use edge_api::edge_cluster::{ClusterPhase, Rollout};
 use edge_tests::wait::{Seen, eventually};
-use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
@@ -53,14 +51,12 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
 
 /// Domains of the workers that run.
 fn workers(appliance: &Appliance) -> Result<BTreeSet<String>> {
-    let prefix = appliance.instance.libvirt_name(&format!("{NAME}-general-"));
-    let running = virsh(&["list", "--name", "--state-running"])?;
-    Ok(running.lines().filter(|name| name.starts_with(&prefix)).map(ToOwned::to_owned).collect())
+    appliance.running(&format!("{NAME}-general-"))
 }
 
 /// Gives the workers other memory, and waits until all are new. Returns how many ran meanwhile.
 async fn roll_out(appliance: &Appliance, rollout: Rollout, memory: u64) -> Result<BTreeSet<usize>> {
-    let (before, clusters) = (workers(appliance)?, clusters(appliance).await?);
+    let (before, clusters) = (workers(appliance)?, appliance.clusters().await?);
     let mut pools = clusters.get(NAME).await?.spec.workers;
     for pool in &mut pools {
         pool.rollout = rollout;
@@ -80,7 +76,7 @@ async fn roll_out(appliance: &Appliance, rollout: Rollout, memory: u64) -> Resul
 
 /// Waits until none of these machines is there and the cluster is ready again; `look` is called all the time.
 async fn settled(appliance: &Appliance, before: &BTreeSet<String>, look: impl Fn() -> Result<()>) -> Result<()> {
-    let clusters = clusters(appliance).await?;
+    let clusters = appliance.clusters().await?;
     eventually("other machines, and a cluster that is ready", PATIENCE, || async {
         look()?;
         let now = workers(appliance)?;
@@ -96,8 +92,4 @@ async fn settled(appliance: &Appliance, before: &BTreeSet<String>, look: impl Fn
     })
     .await?;
     Ok(())
-}
-
-async fn clusters(appliance: &Appliance) -> Result<Api<EdgeCluster>> {
-    Ok(Api::namespaced(appliance.client().await?, names::NAMESPACE))
 }

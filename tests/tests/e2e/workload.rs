@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use edge_api::bundle::{INDEX_FILE, Index};
-use edge_api::edge_cluster::{ClusterPhase, EdgeCluster, TaskState};
+use edge_api::edge_cluster::{ClusterPhase, TaskState};
 use edge_api::{condition, names};
 use edge_tests::Inventory;
-use edge_tests::inventory::virsh;
 use edge_tests::wait::{Seen, eventually};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
@@ -51,19 +50,14 @@ pub async fn up(appliance: &Appliance) -> Result<Times> {
 }
 
 async fn stages(appliance: &Appliance) -> Result<Times> {
-    let clusters = Api::<EdgeCluster>::namespaced(appliance.client().await?, names::NAMESPACE);
+    let clusters = appliance.clusters().await?;
     let object = eventually("the EdgeCluster", PATIENCE, || async {
         let found = clusters.get_opt(NAME).await?;
         Ok::<_, kube::Error>(found.map_or_else(|| Seen::NotYet("none".to_owned()), Seen::Done))
     });
     let object = object.await?;
     let start = Instant::now();
-    let domains = appliance.instance.libvirt_name(NAME);
-    eventually("the first machine to run", PATIENCE, || async {
-        let running = virsh(&["list", "--name", "--state-running"])?;
-        anyhow::Ok(Seen::when(running.lines().any(|name| name.starts_with(&domains)), running))
-    })
-    .await?;
+    machines(appliance, 1).await?;
     let first_process = start.elapsed();
     let address: Ipv4Addr = object.spec.virtual_ip.parse()?;
     api_server(address).await?;
@@ -72,6 +66,16 @@ async fn stages(appliance: &Appliance) -> Result<Times> {
     let workload = client(appliance).await?;
     nodes_ready(&workload, 2).await?;
     Ok(Times { first_process, api_server, nodes: start.elapsed() })
+}
+
+/// Waits until so many machines of the cluster run.
+pub async fn machines(appliance: &Appliance, count: usize) -> Result<()> {
+    eventually(&format!("{count} running machines"), PATIENCE, || async {
+        let running = appliance.running(NAME)?;
+        anyhow::Ok(Seen::when(running.len() == count, running))
+    })
+    .await?;
+    Ok(())
 }
 
 /// Waits until an API server answers.
@@ -120,7 +124,7 @@ pub async fn client_of(kubeconfig: &str) -> Result<Client> {
 
 /// The object says what is there: running, every task done.
 pub async fn every_task_is_done(appliance: &Appliance) -> Result<()> {
-    let clusters = Api::<EdgeCluster>::namespaced(appliance.client().await?, names::NAMESPACE);
+    let clusters = appliance.clusters().await?;
     let status = clusters.get(NAME).await?.status.context("no status")?;
     anyhow::ensure!(status.phase == ClusterPhase::Running, "{status:?}");
     anyhow::ensure!(condition::is_true(&status.conditions, "Ready"), "{:?}", status.conditions);
@@ -144,7 +148,7 @@ pub async fn a_pod_answers(appliance: &Appliance) -> Result<()> {
     anyhow::ensure!(phase.as_deref() == Some("Bound"), "the claim is {phase:?}");
     visit_by_name(&workload).await?;
     let address = visit_by_address(&workload).await?;
-    let object = Api::<EdgeCluster>::namespaced(appliance.client().await?, names::NAMESPACE).get(NAME).await?;
+    let object = appliance.clusters().await?.get(NAME).await?;
     let given = object.status.unwrap_or_default().load_balancer_addresses;
     anyhow::ensure!(given.contains(&address), "{address} is none of {given:?}");
     println!("    {address} answers from {node}");
