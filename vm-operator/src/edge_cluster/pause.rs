@@ -29,11 +29,11 @@ pub async fn follow(edge: &EdgeCluster, cluster: Option<&Cluster>, provider: &Pr
 }
 
 fn look(edge: &EdgeCluster, cluster: Option<&Cluster>) -> (bool, Option<Value>) {
-    let mark = edge.annotations().contains_key(ANNOTATION_PAUSED);
+    let was_paused = edge.annotations().contains_key(ANNOTATION_PAUSED);
     // Without its Cluster it stays as it is.
-    let wanted = cluster.map_or(mark, |cluster| is_paused(Some(cluster), &ObjectMeta::default()));
+    let wanted = cluster.map_or(was_paused, |cluster| is_paused(Some(cluster), &ObjectMeta::default()));
     let change = change(edge, wanted, MARK);
-    let paused = change.as_ref().map_or(mark, |value| !value.is_null());
+    let paused = change.as_ref().map_or(was_paused, |value| !value.is_null());
     let blocks = edge.annotations().contains_key(ANNOTATION_BLOCK_MOVE);
     let mut annotations = serde_json::Map::new();
     annotations.extend(change.map(|value| (ANNOTATION_PAUSED.to_owned(), value)));
