@@ -12,7 +12,7 @@ use crate::cluster_images;
 use crate::containers::Built;
 use crate::manifests::{kustomize, module_dir};
 use crate::oci::{Layout, io_at};
-use crate::pins::{Group, group};
+use crate::pins::{CURRENT, Group, group};
 use crate::programs;
 
 /// Part of every key; goes up when the recipe changes.
@@ -104,7 +104,7 @@ pub fn ensure(context: &Context) -> Result<Vec<Built>> {
 
 fn ensure_one(context: &Context, add_on: &AddOn) -> Result<Built> {
     let pinned = |name: &str| group(name).ok_or_else(|| Error::Mismatch(format!("the pins have no group {name}")));
-    let (group, kubernetes) = (pinned(add_on.group)?, pinned("kubernetes")?);
+    let (group, kubernetes) = (pinned(add_on.group)?, &CURRENT.kubernetes);
     let name = name(add_on, group.version());
     let key = Key::new("add-on")
         .with("format", FORMAT)

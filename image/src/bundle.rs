@@ -8,7 +8,7 @@ use crate::build::{Context, Error, Result, mkdir, read_json, write_json};
 use crate::cache::Key;
 use crate::containers::{self, Built};
 use crate::oci::{Layout, link, sha256_file, verify_blob};
-use crate::pins::{CLUSTER_GROUPS, DEBIAN, groups, kubernetes_version, source_of};
+use crate::pins::{CLUSTER_GROUPS, CURRENT, DEBIAN, Group, PREVIOUS, Release, groups, source_of};
 use crate::{add_ons, cluster_images, kubernetes_guest, manifests, node, process, programs, router_image, tiny};
 
 /// Programs that the agent, or who looks after it, runs on the host.
@@ -34,10 +34,16 @@ impl Part {
     }
 }
 
+/// The groups that go into a bundle.
+fn groups_of(releases: &[&'static Release]) -> Vec<&'static Group> {
+    let kubernetes = releases.iter().map(|release| &release.kubernetes);
+    groups().filter(|group| group.name != CURRENT.kubernetes.name).chain(kubernetes).collect()
+}
+
 /// Digest over all pins, hexadecimal SHA-256.
-fn pins_digest() -> String {
+fn pins_digest(releases: &[&'static Release]) -> String {
     let mut text = format!("{:?}", *DEBIAN);
-    for group in groups() {
+    for group in groups_of(releases) {
         text += group.name;
         text += group.go_mod;
         text += group.go_sum;
@@ -46,25 +52,31 @@ fn pins_digest() -> String {
     crate::cache::hex(&<sha2::Sha256 as sha2::Digest>::digest(text))
 }
 
-/// The bundle's folder.
-pub fn ensure(context: &Context) -> Result<PathBuf> {
+/// The bundle's folder. With `previous_minor` it has the guest of [`PREVIOUS`] too, to try an upgrade of a cluster.
+pub fn ensure(context: &Context, previous_minor: bool) -> Result<PathBuf> {
+    let releases: &[&Release] = if previous_minor { &[&CURRENT, &PREVIOUS] } else { &[&CURRENT] };
     // Go on one lane, Debian and cargo on the other: never more than two heavy jobs at once.
-    let ((programs, mut parts), debian) = two_lanes(|| go_lane(context), || debian_lane(context))?;
+    let ((programs, mut parts), debian) = two_lanes(|| go_lane(context, releases), || debian_lane(context))?;
     parts.extend(debian);
     parts.push(Part::published(ArtifactKind::Container, containers::registry(context)?));
     parts.push(Part::kept(ArtifactKind::Node, node::ensure(context)?));
-    parts.push(Part::published(ArtifactKind::Vm, kubernetes_guest::ensure(context)?));
+    for release in releases {
+        parts.push(Part::published(ArtifactKind::Vm, kubernetes_guest::ensure(context, release)?));
+        parts.extend(
+            containers::of_clusters(context, release)?.map(|one| Part::published(ArtifactKind::Container, one)),
+        );
+    }
     let layout = |built: &Built| format!("{}={:?}", built.name, built.layout.file_name());
     let mut layouts: Vec<_> = parts.iter().map(|part| layout(&part.built)).collect();
     layouts.sort();
     let key = Key::new("bundle")
         .with("recipe", include_str!("bundle.rs"))
         .with("layouts", layouts.join("\n"))
-        .with("programs", groups().map(programs::group_key).collect::<String>())
+        .with("programs", groups_of(releases).into_iter().map(programs::group_key).collect::<String>())
         .finish();
     context.artifact("bundle", &key, 2, |staging, task| {
         task.step("linking");
-        let index = assemble(staging, &parts, &programs)?;
+        let index = assemble(staging, &parts, &programs, releases)?;
         write_json(&staging.join(INDEX_FILE), &index)?;
         task.step("verifying");
         verify(staging)
@@ -72,8 +84,9 @@ pub fn ensure(context: &Context) -> Result<PathBuf> {
 }
 
 /// The host's programs, and what is made of Go programs alone.
-fn go_lane(context: &Context) -> Result<(Vec<PathBuf>, Vec<Part>)> {
-    let mut folders = vec![programs::ensure(context)?];
+fn go_lane(context: &Context, releases: &[&'static Release]) -> Result<(Vec<PathBuf>, Vec<Part>)> {
+    // The first is the current one: of two programs of one name, the host has that one's.
+    let mut folders = releases.iter().map(|release| programs::ensure(context, release)).collect::<Result<Vec<_>>>()?;
     for group in CLUSTER_GROUPS {
         folders.push(programs::ensure_group(context, group)?);
     }
@@ -128,7 +141,7 @@ fn two_lanes<A: Send, B: Send>(
     }
 }
 
-fn assemble(staging: &Path, parts: &[Part], programs: &[PathBuf]) -> Result<Index> {
+fn assemble(staging: &Path, parts: &[Part], programs: &[PathBuf], releases: &[&'static Release]) -> Result<Index> {
     let mut layout = Layout::create(staging)?;
     let mut artifacts = Vec::new();
     for Part { kind, registry, built } in parts {
@@ -159,8 +172,8 @@ fn assemble(staging: &Path, parts: &[Part], programs: &[PathBuf]) -> Result<Inde
     Ok(Index {
         format_version: 1,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        pins_digest: pins_digest(),
-        kubernetes_version: kubernetes_version().to_owned(),
+        pins_digest: pins_digest(releases),
+        kubernetes_version: CURRENT.version().to_owned(),
         artifacts,
         programs: listed,
     })
@@ -225,7 +238,7 @@ mod tests {
         layout.put_image("example.io/a:1", &[layer], &json!({})).unwrap();
         layout.finish().unwrap();
         let built = Built { name: "example.io/a:1".into(), layout: from, source: "test".into() };
-        let index = assemble(&bundle, &[Part::published(ArtifactKind::Container, built)], &host).unwrap();
+        let index = assemble(&bundle, &[Part::published(ArtifactKind::Container, built)], &host, &[&CURRENT]).unwrap();
         write_json(&bundle.join(INDEX_FILE), &index).unwrap();
         verify(&bundle).unwrap();
 

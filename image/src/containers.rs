@@ -9,7 +9,7 @@ use crate::cache::Key;
 use crate::debian::{self, Base, ensure_base, link_base};
 use crate::layer::{Source, Tree};
 use crate::oci::{Layout, link, sha256_file};
-use crate::pins::{DEBIAN, group, kubernetes_version, source_of};
+use crate::pins::{CURRENT, DEBIAN, Release, group, source_of};
 use crate::process::Tool;
 use crate::programs;
 
@@ -33,9 +33,6 @@ pub fn operator_name() -> String {
     format!("pcg-edge.io/vm-operator:{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Name of the pause image that kubeadm of these pins expects.
-pub const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
-
 /// An image of a finished layout, for the bundle's index.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -53,26 +50,27 @@ pub fn ensure_container_base(context: &Context) -> Result<Base> {
 }
 
 /// Key of [`ensure_kubernetes`].
-pub fn kubernetes_key() -> String {
+pub fn kubernetes_key(release: &'static Release) -> String {
     Key::new("kubernetes-images")
         .with("recipe", RECIPE)
-        .with("programs", programs::key())
+        .with("programs", programs::key(release))
+        .with("names", [release.etcd, release.coredns, release.pause].join("\n"))
         .with("base", debian::key("base-container", &DEBIAN.container).finish())
         .finish()
 }
 
-/// The images that the node has in its store: those that kubeadm expects, and the registry.
-pub fn ensure_kubernetes(context: &Context) -> Result<PathBuf> {
-    let key = kubernetes_key();
+/// The images that a node has in its store: those that its kubeadm expects, and the registry.
+pub fn ensure_kubernetes(context: &Context, release: &'static Release) -> Result<PathBuf> {
+    let key = kubernetes_key(release);
     let path = context.cache.path("kubernetes-images", &key);
     if path.is_dir() {
         return Ok(path);
     }
-    let programs = programs::ensure(context)?;
+    let programs = programs::ensure(context, release)?;
     let base = ensure_container_base(context)?;
     context.artifact("kubernetes-images", &key, 9, |staging, task| {
         let mut layout = Layout::create(staging)?;
-        let version = kubernetes_version();
+        let version = release.version();
         let program = |name: &str| (programs.join(name), format!("usr/local/bin/{name}"));
         for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
             task.step(name);
@@ -82,21 +80,20 @@ pub fn ensure_kubernetes(context: &Context) -> Result<PathBuf> {
         }
         task.step("etcd");
         let programs_of_etcd = [program("etcd"), program("etcdctl")];
-        static_image(&mut layout, "registry.k8s.io/etcd:3.6.8-0", &programs_of_etcd, &json!({}))?;
+        static_image(&mut layout, release.etcd, &programs_of_etcd, &json!({}))?;
         task.step("coredns");
         let coredns = [(programs.join("coredns"), "coredns".to_owned())];
         let config = json!({"Entrypoint": ["/coredns"], "WorkingDir": "/"});
-        static_image(&mut layout, "registry.k8s.io/coredns/coredns:v1.14.2", &coredns, &config)?;
+        static_image(&mut layout, release.coredns, &coredns, &config)?;
         task.step("pause");
         let catatonit = debian::extract(&base, "usr/bin/catatonit", &staging.join(".catatonit"))?;
         // catatonit -P neither runs a program nor ends before a signal: what a pod's sandbox needs.
         let config = json!({"Entrypoint": ["/pause", "-P"]});
-        static_image(&mut layout, PAUSE, &[(catatonit.clone(), "pause".to_owned())], &config)?;
+        static_image(&mut layout, release.pause, &[(catatonit.clone(), "pause".to_owned())], &config)?;
         std::fs::remove_file(&catatonit).map_err(crate::oci::io_at("remove", &catatonit))?;
         task.step("kube-proxy");
         let config = json!({"Entrypoint": ["/usr/local/bin/kube-proxy"]});
-        let image = format!("registry.k8s.io/kube-proxy:{version}");
-        debian_image(&mut layout, &image, &base, &[program("kube-proxy")], &config)?;
+        debian_image(&mut layout, &kube_proxy_name(release), &base, &[program("kube-proxy")], &config)?;
         task.step("registry");
         registry_image(&mut layout, &programs)?;
         layout.finish()?;
@@ -106,7 +103,7 @@ pub fn ensure_kubernetes(context: &Context) -> Result<PathBuf> {
         let layout = Layout::open(staging)?;
         for image in wanted.lines() {
             layout.image(image).map_err(|_| {
-                Error::Mismatch(format!("kubeadm {version} wants {image}: adapt the names in containers.rs"))
+                Error::Mismatch(format!("kubeadm {version} wants {image}: adapt the release in pins.rs"))
             })?;
         }
         Ok(())
@@ -115,8 +112,24 @@ pub fn ensure_kubernetes(context: &Context) -> Result<PathBuf> {
 
 /// The registry's image, in a layout of the images for the node.
 pub fn registry(context: &Context) -> Result<Built> {
-    let layout = ensure_kubernetes(context)?;
+    let layout = ensure_kubernetes(context, &CURRENT)?;
     Ok(Built { name: registry_name(), layout, source: source_of("registry") })
+}
+
+/// The images of which a cluster, not a node, has the version: during an upgrade they run on nodes whose store has
+/// other ones.
+pub fn of_clusters(context: &Context, release: &'static Release) -> Result<[Built; 2]> {
+    let layout = ensure_kubernetes(context, release)?;
+    let built = |name: &str, program| Built {
+        name: name.to_owned(),
+        layout: layout.clone(),
+        source: release.sources(&[program]),
+    };
+    Ok([built(&kube_proxy_name(release), "kube-proxy"), built(release.coredns, "coredns")])
+}
+
+fn kube_proxy_name(release: &Release) -> String {
+    format!("registry.k8s.io/kube-proxy:{}", release.version())
 }
 
 /// The example's web server: busybox httpd and one page.

@@ -1,23 +1,24 @@
-//! The Kubernetes guest's VM image: Debian with cloud-init, containerd, kubelet and kubeadm on an ext4 disk, every image
+//! The Kubernetes guest's VM image, one for each release: Debian with cloud-init, containerd, kubelet and kubeadm on an ext4 disk, every image
 //! that kubeadm wants already in containerd's store; the initial RAM disk that mounts the disk, and the kernel.
 //!
 //! What a machine needs to become a node comes as a NoCloud seed (`user-data`, `meta-data` and, where DHCP is not
 //! enough, `network-config` on a VFAT disk labelled `cidata`), as Cluster API's kubeadm bootstrap provider writes it.
 //! The network of pods is for the cluster's layers: `/etc/cni/net.d` is empty, a few plugins are in `/opt/cni/bin`.
 //! The appliance adds its registry and, for a control plane, keepalived on a disk labelled `PCGNODE` (see
-//! `files/kubernetes-guest/node-setup`). Machine ID and SSH host keys are made at the first boot; the root file system grows to its disk at every boot.
+//! `files/kubernetes-guest/node-setup`). Machine ID and SSH host keys are made at the first boot; the root file system
+//! grows to its disk at every boot.
 
 use std::path::{Path, PathBuf};
 
 use crate::build::{Context, Result, mkdir};
 use crate::cache::Key;
-use crate::containers::{Built, PAUSE};
+use crate::containers::Built;
 use crate::debian::Base;
 use crate::guest::{self, Guest};
 use crate::layer::{Source, Tree};
 use crate::node;
 use crate::oci::io_at;
-use crate::pins::{DEBIAN, kubernetes_version, source_of};
+use crate::pins::{DEBIAN, Release};
 use crate::process::Tool;
 
 /// Size of the disk; ext4 grows with a larger overlay at boot. A machine that runs anything needs 10 GiB.
@@ -113,8 +114,8 @@ const REMOVED: &[&str] = &[
 ];
 
 /// Full reference.
-pub fn name() -> String {
-    format!("pcg-edge.io/vm/kubernetes-node:{}", kubernetes_version().trim_start_matches('v'))
+pub fn name(release: &Release) -> String {
+    format!("pcg-edge.io/vm/kubernetes-node:{}", release.version().trim_start_matches('v'))
 }
 
 /// The guest's Debian tree.
@@ -123,31 +124,24 @@ pub fn ensure_tree(context: &Context) -> Result<Guest> {
 }
 
 /// The guest's layout.
-pub fn ensure(context: &Context) -> Result<Built> {
+pub fn ensure(context: &Context, release: &'static Release) -> Result<Built> {
     let key = FILES
         .iter()
         .chain(PROGRAMS)
         .fold(Key::new("kubernetes-guest"), |key, (name, text)| key.with(name, text))
         .with("init", guest::INIT)
         .with("recipe", include_str!("kubernetes_guest.rs"))
-        .with("store", node::store_key())
+        .with("store", node::store_key(release))
         .with("tree", guest::tree_key(TREE, &DEBIAN.kubernetes_guest))
         .finish();
-    let source = format!(
-        "{}, {}, {}, {} on {}",
-        source_of("kubelet"),
-        source_of("containerd"),
-        source_of("etcd"),
-        source_of("coredns"),
-        DEBIAN.source(&DEBIAN.kubernetes_guest)
-    );
-    let built = |layout| Built { name: name(), layout, source };
+    let source = format!("{} on {}", release.sources(node::PARTS), DEBIAN.source(&DEBIAN.kubernetes_guest));
+    let built = |layout| Built { name: name(release), layout, source };
     let layout = context.cache.path("kubernetes-guest", &key);
     if layout.is_dir() {
         return Ok(built(layout));
     }
     let guest = ensure_tree(context)?;
-    let store = node::ensure_store(context)?;
+    let store = node::ensure_store(context, release)?;
     let layout = context.artifact("kubernetes-guest", &key, 4, |staging, task| {
         let scratch = staging.join("scratch");
         mkdir(&scratch)?;
@@ -155,21 +149,21 @@ pub fn ensure(context: &Context) -> Result<Built> {
         let initrd = scratch.join("initrd");
         guest.write_initrd(&initrd, MODULES, &scratch)?;
         task.step("file system");
-        let root = fill(&guest, &store, &scratch)?;
+        let root = fill(&guest, &store, release.pause, &scratch)?;
         let raw = scratch.join("raw");
         guest::write_ext4(&root, "kubernetes", DISK_BYTES, &raw)?;
         task.step("qcow2");
         let disk = scratch.join("disk.qcow2");
         guest::write_qcow2(&raw, &disk)?;
         task.step("layout");
-        guest::write_image(staging, &name(), &guest.kernel(), &initrd, Some((&disk, DISK_BYTES)))?;
+        guest::write_image(staging, &name(release), &guest.kernel(), &initrd, Some((&disk, DISK_BYTES)))?;
         Ok(std::fs::remove_dir_all(&scratch).map_err(io_at("remove", &scratch))?)
     })?;
     Ok(built(layout))
 }
 
 /// A copy of the tree with programs, containerd's store, and what makes it a node.
-fn fill(guest: &Guest, store: &Base, scratch: &Path) -> Result<PathBuf> {
+fn fill(guest: &Guest, store: &Base, pause: &str, scratch: &Path) -> Result<PathBuf> {
     let root = scratch.join("root");
     guest.copy(&root, REMOVED)?;
     for file in [format!("boot/vmlinuz-{}", guest.release), format!("boot/System.map-{}", guest.release)] {
@@ -194,7 +188,7 @@ fn fill(guest: &Guest, store: &Base, scratch: &Path) -> Result<PathBuf> {
         tree.dir(folder, 0o755);
     }
     for (path, text) in FILES {
-        tree.text(path, &text.replace("@PAUSE@", PAUSE));
+        tree.text(path, &text.replace("@PAUSE@", pause));
     }
     for (path, text) in PROGRAMS {
         tree.file(path, 0o755, Source::Bytes(text.as_bytes().to_vec()));
@@ -214,14 +208,15 @@ fn fill(guest: &Guest, store: &Base, scratch: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pins::CURRENT;
 
     #[test]
     fn containerd_is_told_what_kubelet_expects() {
         let (_, text) = FILES.iter().find(|(path, _)| *path == "etc/containerd/config.toml").unwrap();
-        let config: toml::Table = toml::from_str(&text.replace("@PAUSE@", PAUSE)).unwrap();
+        let config: toml::Table = toml::from_str(&text.replace("@PAUSE@", CURRENT.pause)).unwrap();
         let plugins = &config["plugins"];
         let images = &plugins["io.containerd.cri.v1.images"];
-        assert_eq!(images["pinned_images"]["sandbox"].as_str(), Some(PAUSE));
+        assert_eq!(images["pinned_images"]["sandbox"].as_str(), Some(CURRENT.pause));
         let registries = images["registry"]["config_path"].as_str().unwrap();
         assert!(FOLDERS.iter().any(|folder| format!("/{folder}") == registries));
         let runc = &plugins["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]["runc"];

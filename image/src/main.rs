@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
 use edge_image::containers::Built;
+use edge_image::pins::CURRENT;
 use edge_image::progress::Progress;
 use edge_image::{
     add_ons, bundle, cluster_images, containers, kubernetes_guest, manifests, node, process, programs, router_image,
@@ -38,6 +39,9 @@ enum Command {
         /// them.
         #[arg(long)]
         own_programs: Option<PathBuf>,
+        /// In the bundle: also the guest of the Kubernetes minor before, to try an upgrade of a cluster.
+        #[arg(long)]
+        previous_minor: bool,
     },
 }
 
@@ -77,23 +81,24 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let Command::Build { what, plain, workspace, own_programs } = cli.command;
+    let Command::Build { what, plain, workspace, own_programs, previous_minor } = cli.command;
     let workspace = match workspace {
         Some(dir) => dir,
         None => find_workspace()?,
     };
     let context = Context { cache: Cache::open()?, progress: Progress::new(plain), workspace, own_programs };
     let path = match what {
-        Artifact::Programs => programs::ensure(&context)?,
+        Artifact::Programs => programs::ensure(&context, &CURRENT)?,
         Artifact::Node => node::ensure(&context)?.layout,
         Artifact::Router => router_image::ensure(&context)?.layout,
         Artifact::Tiny => tiny::ensure(&context)?.layout,
-        Artifact::Guest => kubernetes_guest::ensure(&context)?.layout,
-        Artifact::Bundle => bundle::ensure(&context)?,
+        Artifact::Guest => kubernetes_guest::ensure(&context, &CURRENT)?.layout,
+        Artifact::Bundle => bundle::ensure(&context, previous_minor)?,
         Artifact::Containers => {
             let mut images = cluster_images::ensure(&context)?;
             images.push(cluster_images::busybox(&context)?);
             images.push(cluster_images::host_gateway(&context)?);
+            images.extend(containers::of_clusters(&context, &CURRENT)?);
             images.extend(containers::ensure(&context)?);
             show(&images)
         }

@@ -26,7 +26,7 @@ use crate::build::{Context, Error, Result, mkdir};
 use crate::cache::Key;
 use crate::containers::Built;
 use crate::oci::{Layout, io_at};
-use crate::pins::{Group, group};
+use crate::pins::{CURRENT, Group, group};
 use crate::process::Tool;
 use crate::programs::{self, Module};
 
@@ -54,7 +54,7 @@ pub fn name() -> String {
 /// The layout of Cluster API's manifests.
 pub fn ensure(context: &Context) -> Result<Built> {
     let pinned = |name: &str| group(name).ok_or_else(|| Error::Mismatch(format!("the pins have no group {name}")));
-    let (group, kubernetes, cert_manager) = (pinned(GROUP)?, pinned("kubernetes")?, pinned(CERT_MANAGER)?);
+    let (group, kubernetes, cert_manager) = (pinned(GROUP)?, &CURRENT.kubernetes, pinned(CERT_MANAGER)?);
     let key = Key::new("manifests")
         .with("files", format!("{FILES:?}{PLAIN:?}"))
         .with("module", group.source())

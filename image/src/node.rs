@@ -9,11 +9,11 @@ use serde_json::json;
 
 use crate::build::{Context, Error, Result, mkdir, write, write_json};
 use crate::cache::Key;
-use crate::containers::{self, Built, PAUSE, put_layer};
+use crate::containers::{self, Built, put_layer};
 use crate::debian::{self, Base, ensure_base, link_base};
 use crate::layer::{Source, Tree};
 use crate::oci::{Layout, io_at};
-use crate::pins::{DEBIAN, kubernetes_version, source_of};
+use crate::pins::{CURRENT, DEBIAN, Release};
 use crate::process::{Running, Tool, check_interrupt};
 use crate::programs;
 
@@ -41,19 +41,22 @@ const MASKED: &[&str] = &[
     "systemd-udevd.service",
 ];
 
+/// Programs whose sources an image of a node names.
+pub const PARTS: &[&str] = &["kubelet", "containerd", "etcd", "coredns"];
+
 /// How long containerd may take to open its socket.
 const SOCKET_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Name of the node image.
 pub fn name() -> String {
-    format!("pcg-edge.io/node:{}", kubernetes_version())
+    format!("pcg-edge.io/node:{}", CURRENT.version())
 }
 
 fn key() -> String {
     Key::new("node")
         .with("recipe", RECIPE.concat())
-        .with("programs", programs::key())
-        .with("images", containers::kubernetes_key())
+        .with("programs", programs::key(&CURRENT))
+        .with("images", containers::kubernetes_key(&CURRENT))
         .with("base", debian::key("base-node", &DEBIAN.node).finish())
         .finish()
 }
@@ -63,14 +66,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
     let built = |layout| Built {
         name: name(),
         layout,
-        source: format!(
-            "{}, {}, {}, {} on {}",
-            source_of("kubelet"),
-            source_of("containerd"),
-            source_of("etcd"),
-            source_of("coredns"),
-            DEBIAN.source(&DEBIAN.node)
-        ),
+        source: format!("{} on {}", CURRENT.sources(PARTS), DEBIAN.source(&DEBIAN.node)),
     };
     let key = key();
     let path = context.cache.path("node", &key);
@@ -78,7 +74,7 @@ pub fn ensure(context: &Context) -> Result<Built> {
         return Ok(built(path));
     }
     let base = ensure_base_layer(context)?;
-    let store = ensure_store(context)?;
+    let store = ensure_store(context, &CURRENT)?;
     let path = context.artifact("node", &key, 1, |staging, task| {
         task.step("layer");
         let mut layout = Layout::create(staging)?;
@@ -103,29 +99,29 @@ pub fn ensure_base_layer(context: &Context) -> Result<Base> {
 }
 
 /// Key of [`ensure_store`].
-pub fn store_key() -> String {
+pub fn store_key(release: &'static Release) -> String {
     Key::new("node-store")
-        .with("programs", programs::key())
-        .with("images", containers::kubernetes_key())
+        .with("programs", programs::key(release))
+        .with("images", containers::kubernetes_key(release))
         .with("format", "1")
         .finish()
 }
 
 /// The big layer: programs and containerd's store. Apart, so that a changed unit file rebuilds in a second; the
 /// Kubernetes guest has it too.
-pub fn ensure_store(context: &Context) -> Result<Base> {
-    let key = store_key();
+pub fn ensure_store(context: &Context, release: &'static Release) -> Result<Base> {
+    let key = store_key(release);
     let path = context.cache.path("node-store", &key);
     if path.is_dir() {
         return Base::open(path);
     }
-    let programs = programs::ensure(context)?;
-    let images = containers::ensure_kubernetes(context)?;
+    let programs = programs::ensure(context, release)?;
+    let images = containers::ensure_kubernetes(context, release)?;
     let dir = context.artifact("node-store", &key, 2, |staging, task| {
         task.step("filling containerd's store");
         let scratch = staging.join("scratch");
         mkdir(&scratch)?;
-        let store = fill_store(&programs, &images, &scratch)?;
+        let store = fill_store(&programs, &images, release.pause, &scratch)?;
         task.step("compressing");
         let mut tree = Tree::default();
         for name in ["containerd", "containerd-shim-runc-v2", "ctr", "kubeadm", "kubectl", "kubelet"] {
@@ -156,7 +152,10 @@ fn tree() -> Tree {
     tree.file("usr/local/bin/entrypoint", 0o755, script(include_str!("../files/node/entrypoint")));
     tree.file("usr/local/bin/kubelet-cgroup", 0o755, script(include_str!("../files/node/kubelet-cgroup")));
     tree.text("etc/cni/net.d/10-bridge.conflist", include_str!("../files/node/10-bridge.conflist"));
-    tree.text("etc/containerd/config.toml", &include_str!("../files/node/containerd.toml").replace("@PAUSE@", PAUSE));
+    tree.text(
+        "etc/containerd/config.toml",
+        &include_str!("../files/node/containerd.toml").replace("@PAUSE@", CURRENT.pause),
+    );
     let units = "etc/systemd/system";
     tree.dir(&format!("{units}/multi-user.target.wants"), 0o755);
     for (unit, text) in [
@@ -169,7 +168,7 @@ fn tree() -> Tree {
     for unit in MASKED {
         tree.symlink(&format!("{units}/{unit}"), "/dev/null");
     }
-    tree.text("kind/version", kubernetes_version());
+    tree.text("kind/version", CURRENT.version());
     tree.dir("kind/manifests", 0o755);
     tree.text("kind/manifests/default-storage.yaml", include_str!("../files/node/default-storage.yaml"));
     tree
@@ -179,7 +178,7 @@ fn tree() -> Tree {
 ///
 /// It runs in a mount namespace of its own, so that no mount can outlive it. Layers are unpacked and their blobs
 /// dropped, as the node itself does on a pull.
-fn fill_store(programs: &Path, images: &Path, scratch: &Path) -> Result<PathBuf> {
+fn fill_store(programs: &Path, images: &Path, pause: &str, scratch: &Path) -> Result<PathBuf> {
     let root = scratch.join("root");
     let archive = scratch.join("images.tar");
     let mut tree = Tree::default();
@@ -212,7 +211,7 @@ fn fill_store(programs: &Path, images: &Path, scratch: &Path) -> Result<PathBuf>
         .arg(&config)
         .arg(&log)
         .start()?;
-    let imported = import(&programs.join("ctr"), &socket, &archive, daemon);
+    let imported = import(&programs.join("ctr"), &socket, &archive, pause, daemon);
     imported.map_err(|error| {
         let log = std::fs::read_to_string(&log).unwrap_or_default();
         Error::Mismatch(format!("{error}\ncontainerd said:\n{log}{hint}"))
@@ -226,7 +225,7 @@ fn fill_store(programs: &Path, images: &Path, scratch: &Path) -> Result<PathBuf>
     Ok(root)
 }
 
-fn import(ctr: &Path, socket: &Path, archive: &Path, mut daemon: Running) -> Result<()> {
+fn import(ctr: &Path, socket: &Path, archive: &Path, pause: &str, mut daemon: Running) -> Result<()> {
     let deadline = Instant::now() + SOCKET_DEADLINE;
     while !socket.exists() {
         check_interrupt()?;
@@ -242,7 +241,7 @@ fn import(ctr: &Path, socket: &Path, archive: &Path, mut daemon: Running) -> Res
         .arg(archive)
         .run()?;
     // Collects garbage now, the blobs of the unpacked layers among it: deleting a name is the only way to wait for it.
-    ctr().args(["images", "tag", PAUSE, "pcg-edge.io/none:1"]).run()?;
+    ctr().args(["images", "tag", pause, "pcg-edge.io/none:1"]).run()?;
     ctr().args(["images", "rm", "--sync", "pcg-edge.io/none:1"]).run()?;
     daemon.stop().map_err(io_at("stop containerd at", socket))?;
     Ok(())

@@ -39,9 +39,9 @@ impl Group {
 
     /// Linker flags: stripped, and with the version where programs report it.
     pub fn ldflags(&self) -> String {
-        let package = match self.name {
-            "kubernetes" => "k8s.io/component-base/version",
-            "cluster-api" => "sigs.k8s.io/cluster-api/version",
+        let package = match self.module {
+            "k8s.io/kubernetes" => "k8s.io/component-base/version",
+            "sigs.k8s.io/cluster-api" => "sigs.k8s.io/cluster-api/version",
             _ => return "-s -w ".to_owned(),
         };
         let version = self.version();
@@ -67,21 +67,74 @@ macro_rules! group {
     };
 }
 
-/// The groups of the system cluster, the longest to build first.
-pub const GROUPS: &[Group] = &[
-    group!(
-        "kubernetes",
-        "k8s.io/kubernetes",
-        [
-            ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-            ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
-            ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
-            ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
-            ("kubeadm", "k8s.io/kubernetes/cmd/kubeadm"),
-            ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
-            ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
-        ]
-    ),
+/// A Kubernetes release that nodes are made with, and the images around it by the names that its kubeadm expects. The
+/// names are kubeadm's; the programs in those images are the ones of [`GROUPS`], for every release.
+#[derive(Debug)]
+pub struct Release {
+    /// Kubernetes itself.
+    pub kubernetes: Group,
+    /// Full reference of the etcd image.
+    pub etcd: &'static str,
+    /// Full reference of the CoreDNS image.
+    pub coredns: &'static str,
+    /// Full reference of the image of a pod's sandbox.
+    pub pause: &'static str,
+}
+
+macro_rules! kubernetes {
+    ($name:literal) => {
+        group!(
+            $name,
+            "k8s.io/kubernetes",
+            [
+                ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+                ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+                ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+                ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+                ("kubeadm", "k8s.io/kubernetes/cmd/kubeadm"),
+                ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+                ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+            ]
+        )
+    };
+}
+
+/// The release of the system cluster, and of workload clusters unless they name another.
+pub static CURRENT: Release = Release {
+    kubernetes: kubernetes!("kubernetes"),
+    etcd: "registry.k8s.io/etcd:3.6.8-0",
+    coredns: "registry.k8s.io/coredns/coredns:v1.14.2",
+    pause: "registry.k8s.io/pause:3.10.2",
+};
+
+/// The minor release before, to upgrade from.
+pub static PREVIOUS: Release = Release {
+    kubernetes: kubernetes!("kubernetes-1.35"),
+    etcd: "registry.k8s.io/etcd:3.6.6-0",
+    coredns: "registry.k8s.io/coredns/coredns:v1.13.1",
+    pause: "registry.k8s.io/pause:3.10.1",
+};
+
+impl Release {
+    /// Kubernetes version, with its `v`.
+    pub fn version(&self) -> &'static str {
+        self.kubernetes.version()
+    }
+
+    /// The groups of a node, the longest to build first.
+    pub fn groups(&'static self) -> impl Iterator<Item = &'static Group> {
+        std::iter::once(&self.kubernetes).chain(GROUPS)
+    }
+
+    /// `module@version` of each of these programs.
+    pub fn sources(&'static self, programs: &[&str]) -> String {
+        let sources: Vec<_> = programs.iter().map(|program| source_in(self.groups(), program)).collect();
+        sources.join(", ")
+    }
+}
+
+/// What stands beside Kubernetes on a node and in the system cluster, the same for every release.
+const GROUPS: &[Group] = &[
     group!(
         "etcd",
         "go.etcd.io/etcd/server/v3",
@@ -152,9 +205,9 @@ pub const CLUSTER_GROUPS: &[Group] = &[
 /// Modules of which only files are used.
 pub const FILE_GROUPS: &[Group] = &[group!("cert-manager", "github.com/cert-manager/cert-manager", [])];
 
-/// Every group with programs.
+/// Every group with programs, without [`PREVIOUS`].
 pub fn groups() -> impl Iterator<Item = &'static Group> {
-    GROUPS.iter().chain(CLUSTER_GROUPS)
+    CURRENT.groups().chain(CLUSTER_GROUPS)
 }
 
 /// The group of this name.
@@ -164,13 +217,12 @@ pub fn group(name: &str) -> Option<&'static Group> {
 
 /// `module@version` of the group that has this program.
 pub fn source_of(program: &str) -> String {
-    let has = |group: &&Group| group.programs.iter().any(|(name, _)| *name == program);
-    groups().find(has).map_or_else(|| "unknown".to_owned(), Group::source)
+    source_in(groups(), program)
 }
 
-/// Kubernetes version, with its `v`.
-pub fn kubernetes_version() -> &'static str {
-    group("kubernetes").map_or("unknown", Group::version)
+fn source_in(mut groups: impl Iterator<Item = &'static Group>, program: &str) -> String {
+    let has = |group: &&Group| group.programs.iter().any(|(name, _)| *name == program);
+    groups.find(has).map_or_else(|| "unknown".to_owned(), Group::source)
 }
 
 /// The Debian half, from `pins/debian.toml`.
@@ -234,10 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_is_by_one_minor() {
+        let minor = |release: &Release| release.version().split('.').nth(1).unwrap().parse::<u32>().unwrap();
+        assert_eq!(minor(&PREVIOUS) + 1, minor(&CURRENT));
+        assert!(PREVIOUS.kubernetes.ldflags().contains(&format!("gitVersion={} ", PREVIOUS.version())));
+        assert_eq!(PREVIOUS.sources(&["kubelet"]), PREVIOUS.kubernetes.source());
+        assert_eq!(PREVIOUS.sources(&["ctr"]), CURRENT.sources(&["ctr"]));
+    }
+
+    #[test]
     fn versions_reach_the_linker() {
-        let kubernetes = group("kubernetes").unwrap();
-        let minor = kubernetes_version().split('.').nth(1).unwrap();
-        assert!(kubernetes.ldflags().contains(&format!("gitMinor={minor} ")));
+        let minor = CURRENT.version().split('.').nth(1).unwrap();
+        assert!(CURRENT.kubernetes.ldflags().contains(&format!("gitMinor={minor} ")));
         assert_eq!(group("etcd").unwrap().ldflags().trim(), "-s -w");
         assert_eq!(source_of("ctr"), group("containerd").unwrap().source());
     }

@@ -1,18 +1,18 @@
-//! Go programs, each group in its own folder of the cache, and one folder with hard links to those of the system
-//! cluster.
+//! Go programs, each group in its own folder of the cache, and for each release one folder with hard links to those of
+//! a node.
 
 use std::path::{Path, PathBuf};
 
 use crate::build::{Context, Result, mkdir, write};
 use crate::cache::Key;
 use crate::oci::link;
-use crate::pins::{GROUPS, Group};
+use crate::pins::{Group, Release};
 use crate::process::Tool;
 use crate::progress::Task;
 
-/// Key of the folder with the system cluster's programs.
-pub fn key() -> String {
-    GROUPS.iter().fold(Key::new("programs"), |key, group| key.with(group.name, group_key(group))).finish()
+/// Key of the folder with a release's programs.
+pub fn key(release: &'static Release) -> String {
+    release.groups().fold(Key::new("programs"), |key, group| key.with(group.name, group_key(group))).finish()
 }
 
 /// Key of a group's folder.
@@ -32,15 +32,15 @@ pub fn ensure_group(context: &Context, group: &Group) -> Result<PathBuf> {
     context.artifact(&name, &group_key(group), group.programs.len(), |staging, task| build_group(group, staging, task))
 }
 
-/// The folder with the system cluster's programs.
-pub fn ensure(context: &Context) -> Result<PathBuf> {
-    let key = key();
+/// The folder with a release's programs.
+pub fn ensure(context: &Context, release: &'static Release) -> Result<PathBuf> {
+    let key = key(release);
     let path = context.cache.path("programs", &key);
     if path.is_dir() {
         return Ok(path);
     }
     let mut built = Vec::new();
-    for group in GROUPS {
+    for group in release.groups() {
         built.push((group, ensure_group(context, group)?));
     }
     context.artifact("programs", &key, 1, |staging, task| {

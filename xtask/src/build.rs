@@ -24,9 +24,9 @@ pub fn programs() -> Result<PathBuf> {
 }
 
 /// Has `edge-image` build an artifact, unless the cache has it; returns where it lies.
-pub fn artifact(bin: &Path, name: &str, plain: bool) -> Result<PathBuf> {
+pub fn artifact(bin: &Path, what: &[&str], plain: bool) -> Result<PathBuf> {
     let mut build = command(bin.join("edge-image"));
-    build.args(["build", name]).current_dir(root());
+    build.arg("build").args(what).current_dir(root());
     // Any Go fetches the one that the pins ask for.
     build.env("GOTOOLCHAIN", "auto");
     // Built here with the others: built alone, they would want all their dependencies once more.
@@ -35,7 +35,7 @@ pub fn artifact(bin: &Path, name: &str, plain: bool) -> Result<PathBuf> {
         build.arg("--plain");
     }
     let path = PathBuf::from(last_line(&mut build)?);
-    anyhow::ensure!(path.is_dir(), "edge-image build {name} said {}, which is no folder", path.display());
+    anyhow::ensure!(path.is_dir(), "edge-image build {} said {}, which is no folder", what.join(" "), path.display());
     Ok(path)
 }
 

@@ -44,14 +44,19 @@ pub fn quiet(command: &mut Command) -> Result<String> {
     bail!("{shown}: {}\n{}", output.status, tail(&all))
 }
 
-/// Runs with standard error shown and returns the last line of standard output.
-pub fn last_line(command: &mut Command) -> Result<String> {
+/// Runs with standard error shown and returns standard output.
+pub fn output(command: &mut Command) -> Result<String> {
     let shown = describe(command);
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {shown}"))?;
     anyhow::ensure!(output.status.success(), "{shown}: {}", output.status);
-    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs with standard error shown and returns the last line of standard output.
+pub fn last_line(command: &mut Command) -> Result<String> {
+    let text = output(command)?;
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
-    Ok(line.with_context(|| format!("{shown} printed nothing"))?.to_owned())
+    Ok(line.with_context(|| format!("{} printed nothing", describe(command)))?.to_owned())
 }
 
 /// Whether it ran and succeeded; its output is dropped.

@@ -56,6 +56,9 @@ enum Task {
         /// Without the workload clusters of the site's folder clusters/
         #[arg(long)]
         no_cluster: bool,
+        /// With guests of the Kubernetes minor before as well, to try the upgrade of a cluster
+        #[arg(long)]
+        previous_minor: bool,
     },
     /// Removes an instance and, with the last one, stops the services that were started for it
     Down {
@@ -87,8 +90,8 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
-        Task::Up { plain, instance, site, no_cluster } => {
-            up::run(&up::Options { plain, instance, site, clusters: !no_cluster })
+        Task::Up { plain, instance, site, no_cluster, previous_minor } => {
+            up::run(&up::Options { plain, instance, site, clusters: !no_cluster, previous_minor })
         }
         Task::Down { instance } => down::run(&instance),
         Task::Test { only: Some(name), .. } => test::run(&test::Scope::Named(name)),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::command::run as show;
+use crate::command::{output, run as show};
 use crate::host::Host;
 use crate::services::Hold;
 use crate::table::Table;
@@ -48,18 +48,31 @@ pub fn run(scope: &Scope) -> Result<()> {
 /// Runs the parts of the task within another one.
 pub fn parts(scope: &Scope, table: &mut Table) -> Result<()> {
     let ready = table.part("host, programs and bundle", prepare)?;
-    table.part("tests of every crate", || {
-        show(ready.cargo().args(["test", "--workspace", "--locked", "--"]).args(scope.arguments()))
-    })?;
-    if *scope == Scope::Fast {
-        return Ok(());
+    let wanted = match scope {
+        Scope::Fast => vec![Suite::Crates],
+        Scope::Normal | Scope::Long => vec![Suite::Crates, Suite::EndToEnd],
+        Scope::Named(name) => table.part("looking for the name", || ready.suites_with(name))?,
+    };
+    for suite in wanted {
+        table.part(suite.title(), || show(ready.tests(suite).args(scope.arguments())))?;
     }
-    table.part("end-to-end tests", || {
-        let mut tests = ready.cargo();
-        // With the whole workspace, as above: alone, the package would want its dependencies built once more.
-        tests.args(["test", "--workspace", "--locked", "--test", "e2e", "--", "--nocapture", "--test-threads=1"]);
-        show(tests.args(scope.arguments()))
-    })
+    Ok(())
+}
+
+/// Tests that run in one go.
+#[derive(Clone, Copy, Debug)]
+enum Suite {
+    Crates,
+    EndToEnd,
+}
+
+impl Suite {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Crates => "tests of every crate",
+            Self::EndToEnd => "end-to-end tests",
+        }
+    }
 }
 
 /// What tests find in their environment.
@@ -82,15 +95,39 @@ impl Ready {
         }
         cargo
     }
+
+    /// Cargo with these tests; arguments of the tests' own programs may follow.
+    fn tests(&self, suite: Suite) -> std::process::Command {
+        let mut tests = self.cargo();
+        // Both with the whole workspace: alone, a package would want its dependencies built once more.
+        tests.args(["test", "--workspace", "--locked"]);
+        match suite {
+            Suite::Crates => tests.arg("--"),
+            Suite::EndToEnd => tests.args(["--test", "e2e", "--", "--nocapture", "--test-threads=1"]),
+        };
+        tests
+    }
+
+    /// Where a test has this in its name. A name that none has is a mistake, not a success.
+    fn suites_with(&self, name: &str) -> Result<Vec<Suite>> {
+        let mut found = Vec::new();
+        for suite in [Suite::Crates, Suite::EndToEnd] {
+            if output(self.tests(suite).args(["--list", name]))?.lines().any(|line| line.ends_with(": test")) {
+                found.push(suite);
+            }
+        }
+        anyhow::ensure!(!found.is_empty(), "no test has {name:?} in its name: `cargo test --workspace -- --list`");
+        Ok(found)
+    }
 }
 
 fn prepare() -> Result<Ready> {
     let mut services = None;
-    let up::Prepared { host, bin, bundle } = up::prepare(false, |host: &mut Host| {
+    let up::Prepared { host, bin, bundle } = up::prepare(false, false, |host: &mut Host| {
         services = Some(Hold::new(host, &format!("test-{}", std::process::id()))?);
         Ok(())
     })?;
-    let programs = build::artifact(&bin, "programs", false)?;
+    let programs = build::artifact(&bin, &["programs"], false)?;
     drop(host);
     let services = services.ok_or_else(|| anyhow::anyhow!("services are not held"))?;
     Ok(Ready { bin, bundle, programs, _services: services })

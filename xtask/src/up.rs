@@ -26,6 +26,8 @@ pub struct Options {
     pub site: PathBuf,
     /// Whether the site's workload clusters are made as well.
     pub clusters: bool,
+    /// Whether the bundle also has the guest of the Kubernetes minor before.
+    pub previous_minor: bool,
 }
 
 /// What a host needs before an agent or a test can run.
@@ -39,12 +41,13 @@ pub struct Prepared {
 }
 
 /// Installs packages, builds programs and bundle, starts services; all of it only where it is missing.
-pub fn prepare(plain: bool, hold: impl FnOnce(&mut Host) -> Result<()>) -> Result<Prepared> {
+pub fn prepare(plain: bool, previous_minor: bool, hold: impl FnOnce(&mut Host) -> Result<()>) -> Result<Prepared> {
     workspace::require_root()?;
     ensure_packages(&mut Host::lock()?)?;
     // Unlocked: cargo and edge-image have locks of their own, and this may take half an hour.
     let bin = build::programs()?;
-    let bundle = build::artifact(&bin, "bundle", plain)?;
+    let what: &[&str] = if previous_minor { &["bundle", "--previous-minor"] } else { &["bundle"] };
+    let bundle = build::artifact(&bin, what, plain)?;
     let mut host = Host::lock()?;
     hold(&mut host)?;
     services::ensure(&mut host, &bin.join("edge-runc"))?;
@@ -68,7 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
     let site = std::path::absolute(&options.site)?;
     anyhow::ensure!(site.join("unattended.yaml").is_file(), "{} has no unattended.yaml", site.display());
     let name = options.instance.as_str();
-    let prepared = prepare(plain, |host| host.hold(name, Holder::Instance))?;
+    let prepared = prepare(plain, options.previous_minor, |host| host.hold(name, Holder::Instance))?;
 
     let agent = Agent::of(&options.instance);
     let updated = agent.install(&prepared.bin, &prepared.bundle)?;

@@ -26,6 +26,8 @@ pub struct Appliance {
     /// Third byte of the WAN's and the LAN's addresses.
     pub wan: u8,
     pub lan: u8,
+    /// Whether its bundle also has the guest of the Kubernetes minor before.
+    pub previous_minor: bool,
 }
 
 impl Appliance {
@@ -39,7 +41,7 @@ impl Appliance {
             root.display()
         );
         let site = Site::new(&format!("store-{instance}"), wan, lan)?;
-        Ok(Self { instance, root, site, wan, lan })
+        Ok(Self { instance, root, site, wan, lan, previous_minor: false })
     }
 
     /// `cargo xtask up --plain --no-cluster` for this instance; its output is shown.
@@ -53,6 +55,9 @@ impl Appliance {
     pub fn up_with_clusters(&self) -> Result<Command> {
         let mut up = xtask()?;
         up.args(["up", "--plain", "--instance", self.instance.as_str(), "--site"]).arg(self.site.dir());
+        if self.previous_minor {
+            up.arg("--previous-minor");
+        }
         Ok(up)
     }
 
@@ -119,6 +124,13 @@ impl Appliance {
             })
         });
         Ok(machine.await?)
+    }
+
+    /// Edits the example's cluster, before it is asked for.
+    pub fn edit_cluster(&self, from: &str, to: &str) -> Result<()> {
+        let file = self.site.dir().join("clusters/shop.yaml");
+        let text = replace(&fs::read_to_string(&file)?, from, to)?;
+        fs::write(&file, text).with_context(|| file.display().to_string())
     }
 
     /// Edits the site file, as a person would over SSH.

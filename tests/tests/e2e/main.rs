@@ -6,15 +6,18 @@
 mod abort;
 mod appliance;
 mod bad_input;
+mod control_planes;
 mod day2;
 mod floor;
 mod guest;
 mod network;
 mod preflight;
 mod registry;
+mod requests;
 mod restart;
 mod site;
 mod steady;
+mod upgrade;
 mod workload;
 
 use std::time::{Duration, Instant};
@@ -71,6 +74,29 @@ async fn workers_come_and_go() -> Result<()> {
     let scenario = async {
         phase("a workload cluster", workload::up(&appliance)).await?;
         day2::play(&appliance).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: four control planes, one after another"]
+async fn control_planes_become_three_and_heal() -> Result<()> {
+    let appliance = Appliance::new("e2ecp", 157, 207)?;
+    let scenario = async {
+        phase("a workload cluster", workload::up(&appliance)).await?;
+        control_planes::play(&appliance).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: every machine of a cluster twice"]
+async fn a_cluster_goes_to_the_next_minor() -> Result<()> {
+    let appliance = Appliance { previous_minor: true, ..Appliance::new("e2eup", 156, 206)? };
+    let scenario = async {
+        upgrade::start_with_the_previous_minor(&appliance)?;
+        phase("a workload cluster of the previous minor", workload::up(&appliance)).await?;
+        upgrade::play(&appliance).await
     };
     and_back(&appliance, Box::pin(scenario)).await
 }

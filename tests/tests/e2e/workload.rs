@@ -267,13 +267,13 @@ pub async fn images_are_the_bundles(appliance: &Appliance) -> Result<()> {
     for status in
         pods.iter().flat_map(|pod| pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()))
     {
-        let of_bundle = index.artifacts.iter().find(|artifact| artifact.registry && artifact.name == status.image);
-        if let Some(artifact) = of_bundle {
-            let digest = status.image_id.rsplit_once('@').map_or("", |(_, digest)| digest);
-            anyhow::ensure!(digest == artifact.digest, "{}: {}", status.image, status.image_id);
+        let artifact = index.artifacts.iter().find(|artifact| artifact.registry && artifact.name == status.image);
+        // What was in the guest's image has no digest of a registry.
+        if let Some((_, digest)) = status.image_id.rsplit_once('@') {
+            let expected = artifact.map(|artifact| artifact.digest.as_str());
+            anyhow::ensure!(expected == Some(digest), "{}: {}", status.image, status.image_id);
             pulled += 1;
         } else {
-            // kubeadm's own, in the guest's image.
             anyhow::ensure!(status.image.starts_with("registry.k8s.io/"), "{} is not the bundle's", status.image);
         }
     }
