@@ -75,7 +75,7 @@ pub struct Release {
     pub kubernetes: Group,
     /// Full reference of the etcd image.
     pub etcd: &'static str,
-    /// Full reference of the CoreDNS image.
+    /// Full reference of the DNS image.
     pub coredns: &'static str,
     /// Full reference of the image of a pod's sandbox.
     pub pause: &'static str,

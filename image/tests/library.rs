@@ -6,6 +6,7 @@ use std::path::Path;
 
 use edge_api::ClusterProfile;
 use edge_api::cluster_profile::ClusterLayerKind;
+use edge_image::pins::CURRENT;
 use edge_image::{add_ons, cluster_images, kubernetes_guest};
 use edge_profiles::render_objects;
 use serde_json::{Value, json};
@@ -58,7 +59,7 @@ fn what_profiles_name_is_in_the_bundle() {
         let the = |kind: ClusterLayerKind| layers.iter().find(|layer| layer.kind == kind).unwrap();
         let os = the(ClusterLayerKind::Os).os.as_ref().unwrap();
         let version = the(ClusterLayerKind::Kubernetes).version.as_ref().unwrap();
-        assert_eq!(format!("{}:{version}", os.image), kubernetes_guest::name());
+        assert_eq!(format!("{}:{version}", os.image), kubernetes_guest::name(&CURRENT));
 
         let manifests: Vec<_> = layers.iter().flat_map(|layer| &layer.manifests).collect();
         for artifact in manifests.iter().filter_map(|manifest| manifest.artifact.as_ref()) {

@@ -7,7 +7,6 @@ mod abort;
 mod appliance;
 mod bad_input;
 mod control_planes;
-mod day2;
 mod floor;
 mod guest;
 mod network;
@@ -18,6 +17,7 @@ mod restart;
 mod site;
 mod steady;
 mod upgrade;
+mod workers;
 mod workload;
 
 use std::time::{Duration, Instant};
@@ -68,35 +68,15 @@ async fn a_cluster_is_aborted_and_leaves_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: makes six workers, one after another"]
-async fn workers_come_and_go() -> Result<()> {
-    let appliance = Appliance::new("e2ed2", 155, 205)?;
-    let scenario = async {
-        phase("a workload cluster", workload::up(&appliance)).await?;
-        day2::play(&appliance).await
-    };
-    and_back(&appliance, Box::pin(scenario)).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: four control planes, one after another"]
-async fn control_planes_become_three_and_heal() -> Result<()> {
-    let appliance = Appliance::new("e2ecp", 157, 207)?;
-    let scenario = async {
-        phase("a workload cluster", workload::up(&appliance)).await?;
-        control_planes::play(&appliance).await
-    };
-    and_back(&appliance, Box::pin(scenario)).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: every machine of a cluster twice"]
-async fn a_cluster_goes_to_the_next_minor() -> Result<()> {
-    let appliance = Appliance { previous_minor: true, ..Appliance::new("e2eup", 156, 206)? };
+#[ignore = "long: every machine of a cluster several times"]
+async fn a_cluster_lives_on() -> Result<()> {
+    let appliance = Appliance { previous_minor: true, ..Appliance::new("e2ed2", 155, 205)? };
     let scenario = async {
         upgrade::start_with_the_previous_minor(&appliance)?;
         phase("a workload cluster of the previous minor", workload::up(&appliance)).await?;
-        upgrade::play(&appliance).await
+        Box::pin(upgrade::play(&appliance)).await?;
+        Box::pin(workers::play(&appliance)).await?;
+        Box::pin(control_planes::play(&appliance)).await
     };
     and_back(&appliance, Box::pin(scenario)).await
 }

@@ -1,4 +1,4 @@
-//! A cluster that lives: its workers become more and fewer, and are replaced in both orders and when one is lost.
+//! The workers of a cluster become more and fewer, and are replaced in both orders and when one is lost.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
