@@ -73,6 +73,7 @@ async fn a_cluster_lives_on() -> Result<()> {
     let appliance = Appliance { previous_minor: true, ..Appliance::new("e2ed2", 155, 205)? };
     let scenario = async {
         upgrade::start_with_the_previous_minor(&appliance)?;
+        up_without_the_cluster(&appliance).await?;
         phase("a workload cluster of the previous minor", workload::up(&appliance)).await?;
         Box::pin(upgrade::play(&appliance)).await?;
         Box::pin(workers::play(&appliance)).await?;

@@ -37,7 +37,7 @@ pub struct Times {
     pub nodes: Duration,
 }
 
-/// `up` with the example's cluster; measures its stages meanwhile.
+/// `up` once more on an appliance that is ready, with the example's cluster; measures its stages meanwhile.
 pub async fn up(appliance: &Appliance) -> Result<Times> {
     let watched = stages(appliance);
     let up = async {
