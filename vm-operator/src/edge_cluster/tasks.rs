@@ -15,7 +15,7 @@ use edge_api::condition::{self, Condition, ConditionStatus};
 use edge_api::edge_cluster::{ClusterTask, ClusterTaskPart, TaskState};
 use edge_api::virtual_machine::Phase;
 use edge_api::{LibvirtCluster, LibvirtMachine, VirtualMachine, VirtualMachineImage};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
 use crate::cluster_api::upstream::{Cluster, Machine};
@@ -24,6 +24,9 @@ use crate::cluster_api::upstream::{Cluster, Machine};
 const LABEL_POOL: &str = "topology.cluster.x-k8s.io/deployment-name";
 /// Characters of a message: as much as is told of a guest's own log.
 const LONGEST: usize = 3000;
+/// How long a guest may take to become a node: `nodeStartupTimeoutSeconds` of the cluster class. After that Cluster API
+/// replaces the machine, unless it is the first one of a control plane.
+const STARTUP: SignedDuration = SignedDuration::from_mins(60);
 /// Reasons of a condition `Ready` that does not hold which only say how far something is, beside `WaitingFor…`. Any other
 /// one is an error.
 const PROGRESS: [&str; 8] = [
@@ -75,7 +78,7 @@ pub fn tree(observed: &Observed<'_>, previous: &[ClusterTask], now: Timestamp) -
         let made = m.machine.metadata.creation_timestamp.as_ref().map(|t| t.0);
         (!labels.contains_key(LABEL_CONTROL_PLANE), pool, made, m.machine.name_any())
     });
-    let machines = machines.iter().map(machine);
+    let machines = machines.iter().map(|observed| machine(observed, now));
     let drafts: Vec<Draft> = if *deleting {
         let machines: Vec<Draft> = machines.collect();
         let rest = removal(*cluster, *infrastructure, machines.is_empty());
@@ -183,13 +186,13 @@ fn layer(layer: &Application) -> Draft {
     Draft::of(format!("layer {}", layer.name), (state, layer.message.clone()))
 }
 
-fn machine(observed: &ObservedMachine<'_>) -> Draft {
+fn machine(observed: &ObservedMachine<'_>, now: Timestamp) -> Draft {
     let name = format!("machine {}", observed.machine.name_any());
     if observed.machine.metadata.deletion_timestamp.is_some() {
         return Draft::of(name, (TaskState::Running, leaving(observed)));
     }
     let virtual_machine = virtual_machine(observed);
-    let bootstrap = bootstrap(observed, virtual_machine.0);
+    let bootstrap = bootstrap(observed, virtual_machine.0, now);
     let join = join(observed.machine);
     let parts = vec![("virtual machine", virtual_machine), ("bootstrap", bootstrap), ("join", join)];
     let states: Vec<TaskState> = parts.iter().map(|(_, (state, _))| *state).collect();
@@ -265,7 +268,7 @@ fn virtual_machine(observed: &ObservedMachine<'_>) -> Standing {
 }
 
 /// kubeadm in the guest: done as soon as there is a node.
-fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState) -> Standing {
+fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState, now: Timestamp) -> Standing {
     let ObservedMachine { machine, libvirt, vm } = *observed;
     if node(machine).is_some() {
         return (TaskState::Done, String::new());
@@ -277,6 +280,11 @@ fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState) -> Stan
     if virtual_machine != TaskState::Done {
         return (TaskState::Pending, String::new());
     }
+    if vm.is_some_and(|vm| is_late(vm, now)) {
+        let log = vm.and_then(|vm| vm.status.as_ref()?.console_log.as_deref()).unwrap_or("its console log");
+        let after = STARTUP.as_mins();
+        return (TaskState::Failed, format!("the guest is no node after {after} minutes; {log} has what it said last"));
+    }
     let guest = vm.and_then(|vm| vm.status.as_ref()).and_then(|status| condition::find(&status.conditions, "Ready"));
     if let Some(guest) = guest.filter(|guest| guest.status != ConditionStatus::True) {
         return (TaskState::Running, format!("the guest boots: {}", guest.message));
@@ -284,6 +292,10 @@ fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState) -> Stan
     let node = machine_condition(machine, "NodeHealthy").filter(|node| !node.message.is_empty());
     let message = "kubeadm runs in the guest";
     (TaskState::Running, node.map_or_else(|| message.to_owned(), |node| format!("{message}; {}", line(&node.message))))
+}
+
+fn is_late(vm: &VirtualMachine, now: Timestamp) -> bool {
+    vm.metadata.creation_timestamp.as_ref().is_some_and(|made| now.duration_since(made.0) >= STARTUP)
 }
 
 /// The node: done when it is healthy.

@@ -290,6 +290,28 @@ fn the_stages_of_a_machine() {
 }
 
 #[test]
+fn a_bootstrap_that_never_ends_is_told() {
+    let machine = machine("m", control_plane(), None, json!([]));
+    let mut guest = vm("Running", "WaitingForAgent", "runs; waits for the guest's qemu-guest-agent to connect");
+    guest.status.as_mut().unwrap().console_log = Some("/opt/x/console/m.log".into());
+    let libvirt = libvirt("WaitingForAgent", "");
+    let bootstrap_at = |guest: &VirtualMachine, now: &str| {
+        let machines = vec![ObservedMachine { machine: &machine, libvirt: Some(&libvirt), vm: Some(guest) }];
+        let observed =
+            Observed { cluster: None, infrastructure: None, image: None, machines, layers: &[], deleting: false };
+        shown(&tree(&observed, &[], now.parse().unwrap()))[4].clone()
+    };
+    let boots = "  bootstrap Running the guest boots: runs; waits for the guest's qemu-guest-agent to connect";
+    assert_eq!(bootstrap_at(&guest, "2026-01-01T02:00:00Z"), boots, "nobody knows since when");
+    guest.metadata.creation_timestamp = serde_json::from_value(json!(START)).unwrap();
+    assert_eq!(bootstrap_at(&guest, "2026-01-01T00:59:59Z"), boots);
+    let late = "  bootstrap Failed the guest is no node after 60 minutes; /opt/x/console/m.log has what it said last";
+    assert_eq!(bootstrap_at(&guest, "2026-01-01T01:00:00Z"), late);
+    let class = include_str!("../../../../deploy/cluster-class.yaml");
+    assert!(class.contains(&format!("nodeStartupTimeoutSeconds: {}\n", STARTUP.as_secs())));
+}
+
+#[test]
 fn what_fails_is_said_first() {
     let taken =
         infrastructure(json!([condition("Ready", "False", "EndpointTaken", "10.0.0.5 is taken by Cluster first")]));
