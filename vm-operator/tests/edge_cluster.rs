@@ -213,6 +213,48 @@ async fn moves_with_its_cluster(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// `clusterctl move` takes a cluster along with its Cluster: the other side goes on with the same addresses, and makes
+/// no second Cluster.
+#[tokio::test]
+async fn clusterctl_moves_it() -> Result<()> {
+    let (source, target) = (Site::start(46, URI).await?, Site::start(47, URI).await?);
+    for site in [&source, &target] {
+        support::cluster_api::install_all(&site.client()).await?;
+        furnish(site).await?;
+    }
+    support::cluster_api::cluster_class(&source.client(), NAMESPACE).await?;
+    let range = json!({ "start": address(46, 40), "end": address(46, 49) });
+    source.create::<IPPool>("services", json!({ "range": range, "prefix": 24 })).await?;
+    let mut wanted = spec(&address(46, 10));
+    wanted["loadBalancer"] = json!({ "addressPool": "services", "addresses": 1 });
+    source.create::<EdgeCluster>("shop", wanted).await?;
+    source.wait::<IPAddressClaim>("shop-lb-0", "Ready", |c| condition::is_true(c, "Ready"), SHORT).await?;
+    // What core and control plane would say, which clusterctl wants before it moves.
+    let initialized = json!([{
+        "type": "ControlPlaneInitialized", "status": "True", "reason": "Initialized", "message": "played",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]);
+    let status = json!({ "status": {
+        "conditions": initialized, "initialization": { "infrastructureProvisioned": true, "controlPlaneInitialized": true },
+    } });
+    source.api::<Cluster>().patch_status("shop", &PatchParams::default(), &Patch::Merge(&status)).await?;
+
+    let to = target.plane.kubeconfig();
+    let arguments = ["move", "--namespace", NAMESPACE, "--to-kubeconfig", &to.to_string_lossy()];
+    println!("{}", support::cluster_api::clusterctl(&source.plane, &arguments)?);
+
+    assert!(source.api::<EdgeCluster>().get_opt("shop").await?.is_none());
+    assert!(source.api::<Cluster>().get_opt("shop").await?.is_none());
+    let going_on = |c: &[Condition]| condition::find(c, "Ready").is_some_and(|c| c.reason == "Provisioning");
+    let edge = target.wait::<EdgeCluster>("shop", "going on", going_on, SHORT).await?;
+    assert!(!edge.annotations().contains_key(ANNOTATION_PAUSED));
+    assert_eq!(edge.status.clone().unwrap_or_default().load_balancer_addresses, [address(46, 40)]);
+    let clusters = target.api::<Cluster>().list(&ListParams::default()).await?.items;
+    let owners: Vec<String> = clusters.iter().flat_map(|c| c.owner_references()).map(|o| o.uid.clone()).collect();
+    assert_eq!((clusters.len(), owners), (1, vec![edge.uid().context("uid")?]));
+    Ok(())
+}
+
 async fn nothing_is_left(site: &Site) -> Result<()> {
     assert!(site.api::<Cluster>().list(&ListParams::default()).await?.items.is_empty());
     assert!(site.api::<IPAddressClaim>().list(&ListParams::default()).await?.items.is_empty());
