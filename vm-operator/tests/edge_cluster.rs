@@ -10,7 +10,7 @@ use edge_api::cluster_api::{ANNOTATION_BLOCK_MOVE, ANNOTATION_PAUSED, LABEL_CLUS
 use edge_api::edge_cluster::ClusterPhase;
 use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER, LABEL_EDGE_CLUSTER};
 use edge_api::{
-    ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, LibvirtMachineTemplate,
+    Appliance, ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, LibvirtMachineTemplate,
     VirtualMachine, VirtualMachineImage, condition,
 };
 use edge_tests::eventually;
@@ -217,15 +217,21 @@ async fn moves_with_its_cluster(site: &Site) -> Result<()> {
 /// no second Cluster.
 #[tokio::test]
 async fn clusterctl_moves_it() -> Result<()> {
-    let (source, target) = (Site::start(46, URI).await?, Site::start(47, URI).await?);
+    let (source, mut target) = (Site::start(10, URI).await?, Site::start(11, URI).await?);
     for site in [&source, &target] {
         support::cluster_api::install_all(&site.client()).await?;
-        furnish(site).await?;
     }
+    furnish(&source).await?;
+    // The same host, and what belongs to it and to no cluster.
+    target.instance.clone_from(&source.instance);
+    target.secret("registry-pull", &source.registry.secret()).await?;
+    let appliance = source.api::<Appliance>().get("local").await?;
+    target.create::<Appliance>("local", serde_json::to_value(&appliance.spec)?).await?;
+    target.create::<ClusterProfile>("edge", profile()).await?;
     support::cluster_api::cluster_class(&source.client(), NAMESPACE).await?;
-    let range = json!({ "start": address(46, 40), "end": address(46, 49) });
+    let range = json!({ "start": address(10, 40), "end": address(10, 49) });
     source.create::<IPPool>("services", json!({ "range": range, "prefix": 24 })).await?;
-    let mut wanted = spec(&address(46, 10));
+    let mut wanted = spec(&address(10, 10));
     wanted["loadBalancer"] = json!({ "addressPool": "services", "addresses": 1 });
     source.create::<EdgeCluster>("shop", wanted).await?;
     source.wait::<IPAddressClaim>("shop-lb-0", "Ready", |c| condition::is_true(c, "Ready"), SHORT).await?;
@@ -248,7 +254,7 @@ async fn clusterctl_moves_it() -> Result<()> {
     let going_on = |c: &[Condition]| condition::find(c, "Ready").is_some_and(|c| c.reason == "Provisioning");
     let edge = target.wait::<EdgeCluster>("shop", "going on", going_on, SHORT).await?;
     assert!(!edge.annotations().contains_key(ANNOTATION_PAUSED));
-    assert_eq!(edge.status.clone().unwrap_or_default().load_balancer_addresses, [address(46, 40)]);
+    assert_eq!(edge.status.clone().unwrap_or_default().load_balancer_addresses, [address(10, 40)]);
     let clusters = target.api::<Cluster>().list(&ListParams::default()).await?.items;
     let owners: Vec<String> = clusters.iter().flat_map(|c| c.owner_references()).map(|o| o.uid.clone()).collect();
     assert_eq!((clusters.len(), owners), (1, vec![edge.uid().context("uid")?]));
