@@ -14,6 +14,7 @@ mod preflight;
 mod registry;
 mod requests;
 mod restart;
+mod secrets;
 mod site;
 mod steady;
 mod upgrade;
@@ -130,7 +131,8 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
     phase("up again writes nothing", steady::up_again(appliance)).await?;
     phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
     phase("an edited range is followed", network::range_is_followed(appliance)).await?;
-    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await
+    phase("no lease without the router", network::no_lease_without_the_router(appliance)).await?;
+    phase("secrets stay secret", secrets::stay_secret(appliance)).await
 }
 
 async fn workload_cluster(appliance: &Appliance) -> Result<()> {
@@ -140,6 +142,7 @@ async fn workload_cluster(appliance: &Appliance) -> Result<()> {
     phase("every task of the cluster is done", workload::every_task_is_done(appliance)).await?;
     phase("a pod answers, with a volume of its own", Box::pin(workload::a_pod_answers(appliance))).await?;
     phase("every image is the bundle's", workload::images_are_the_bundles(appliance)).await?;
+    phase("secrets stay secret", secrets::stay_secret(appliance)).await?;
     let delete = ["delete", workload::NAME, "--yes", "--wait"];
     phase("the cluster is deleted", workload::gone_without_a_trace(appliance, &delete, &before)).await?;
     let bare = phase("a bare script makes the same", floor::measure(appliance)).await?;
