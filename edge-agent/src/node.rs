@@ -71,6 +71,9 @@ pub fn kind_config(facts: &Facts<'_>) -> Value {
             "certSANs": ["localhost", "127.0.0.1", "api.pcg-edge.internal", format!("{}-control-plane", facts.cluster)],
         },
     });
+    // kind's own token for more nodes is the same on every box, and good for a day. There is one node: a token made of
+    // chance that ends at once.
+    let init = json!({ "kind": "InitConfiguration", "bootstrapTokens": [{ "ttl": "1s" }] });
     json!({
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
@@ -104,7 +107,7 @@ pub fn kind_config(facts: &Facts<'_>) -> Value {
                 "protocol": "TCP",
             }],
         }],
-        "kubeadmConfigPatches": [kubelet.to_string(), cluster.to_string()],
+        "kubeadmConfigPatches": [kubelet.to_string(), cluster.to_string(), init.to_string()],
     })
 }
 
