@@ -14,7 +14,7 @@ pub const FILE: &str = "10-host-gateway.conflist";
 
 /// The list for a node with these addresses of pods.
 ///
-/// The bridge does not masquerade: between nodes a pod keeps its address, and only [`crate::masquerade`] knows what
+/// The bridge does not masquerade: between nodes a pod keeps its address, and only [`crate::rules`] knows what
 /// leaves the pod network. A pod may reach itself through its service (`hairpinMode`).
 pub fn render(pod_cidr: Ipv4Net) -> Value {
     json!({

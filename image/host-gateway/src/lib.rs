@@ -3,7 +3,7 @@
 //! ```text
 //! own Node: podCIDR ─────────────────► conflist: the bridge cni0, addresses of the podCIDR
 //! other Nodes: podCIDR, InternalIP ──► routes: a podCIDR via its node, so nodes share a subnet
-//! pod network of the cluster ────────► masquerade: what leaves it takes the node's address
+//! networks of pods and services ─────► rules: what leaves takes the node's address; what nobody serves goes nowhere
 //! ```
 //!
 //! Every pass finds out what is there and writes what differs. It comes after each change of a Node or of the routing
@@ -11,7 +11,7 @@
 //! carry a routing protocol of our own.
 
 pub mod conflist;
-pub mod masquerade;
 pub mod plan;
 pub mod routes;
+pub mod rules;
 pub mod run;

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// The pod network of one node: addresses for its pods, routes to those of other nodes, masquerading for the rest.
+/// The pod network of one node: addresses for its pods, routes to those of other nodes, and what leaves it.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -19,6 +19,9 @@ struct Cli {
     /// Addresses of all pods of the cluster, `a.b.c.d/n`.
     #[arg(long, env = "POD_NETWORK")]
     pod_network: Ipv4Net,
+    /// Addresses of all services of the cluster, `a.b.c.d/n`.
+    #[arg(long, env = "SERVICE_NETWORK")]
+    service_network: Ipv4Net,
     /// Where the container runtime reads network configuration lists.
     #[arg(long, default_value = "/etc/cni/net.d")]
     cni_dir: PathBuf,
@@ -28,7 +31,7 @@ struct Cli {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Cli { node, pod_network, cni_dir, health } = Cli::parse();
+    let Cli { node, pod_network, service_network, cni_dir, health } = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     subscriber.json().flatten_event(true).init();
@@ -37,7 +40,7 @@ fn main() -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(start(Options { node, pod_network, cni_dir, health }))
+    runtime.block_on(start(Options { node, pod_network, service_network, cni_dir, health }))
 }
 
 async fn start(options: Options) -> anyhow::Result<()> {

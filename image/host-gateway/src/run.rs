@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::plan::{Changes, Plan, plan};
-use crate::{conflist, masquerade, routes};
+use crate::{conflist, routes, rules};
 
 /// How long a node's network may differ from what it should be before somebody looks, where nothing says that it does.
 pub const RESYNC: Duration = Duration::from_mins(1);
@@ -32,6 +32,8 @@ pub struct Options {
     pub node: String,
     /// Addresses of all pods of the cluster.
     pub pod_network: Ipv4Net,
+    /// Addresses of all services of the cluster.
+    pub service_network: Ipv4Net,
     /// Where the container runtime reads network configuration lists.
     pub cni_dir: PathBuf,
     /// Address of `/healthz`.
@@ -44,8 +46,8 @@ enum Error {
     /// Not an error of anybody: the controller manager has yet to choose.
     #[error("waits for the podCIDR of the node {0}")]
     NoPodCidr(String),
-    #[error("masquerading")]
-    Masquerade(#[from] masquerade::Error),
+    #[error("packet rules")]
+    Rules(#[from] rules::Error),
     #[error("network configuration list in {dir}")]
     Conflist { dir: PathBuf, source: std::io::Error },
     #[error("routes")]
@@ -87,8 +89,8 @@ pub async fn run(client: Client, options: Options) -> anyhow::Result<()> {
 /// ready, and one node out of reach is no reason to keep this one back.
 async fn pass(options: &Options, plan: &Plan, table: &routes::Table) -> Result<(), Error> {
     let Plan { pod_cidr, routes } = plan;
-    if masquerade::ensure(options.pod_network).await? {
-        tracing::info!(pod_network = %options.pod_network, "masquerading set");
+    if rules::ensure(options.pod_network, options.service_network).await? {
+        tracing::info!(pods = %options.pod_network, services = %options.service_network, "packet rules set");
     }
     let routed = table.ensure(routes).await;
     if let Ok(Changes { remove, set }) = &routed {

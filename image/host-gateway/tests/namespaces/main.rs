@@ -5,14 +5,17 @@
 mod namespace;
 mod node;
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use host_gateway::plan::{Changes, Routes};
-use host_gateway::{masquerade, routes};
+use host_gateway::{routes, rules};
 
 use crate::namespace::Namespace;
+
+const SERVICES: &str = "10.112.0.0/16";
 
 fn routes(list: &[(&str, &str)]) -> Routes {
     list.iter().map(|(net, via)| (net.parse().unwrap(), via.parse().unwrap())).collect()
@@ -80,11 +83,11 @@ fn pods_keep_their_address_among_themselves_and_have_their_nodes_outside() {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             let (table, _changes) = routes::Table::open().unwrap();
             table.ensure(&routes(&[to])).await.unwrap();
-            let pod_network = "10.240.0.0/16".parse().unwrap();
-            assert!(masquerade::ensure(pod_network).await.unwrap());
-            assert!(!masquerade::ensure(pod_network).await.unwrap());
-            assert!(masquerade::ensure("10.240.0.0/12".parse().unwrap()).await.unwrap());
-            assert!(masquerade::ensure(pod_network).await.unwrap());
+            let (pods, services) = ("10.240.0.0/16".parse().unwrap(), SERVICES.parse().unwrap());
+            assert!(rules::ensure(pods, services).await.unwrap());
+            assert!(!rules::ensure(pods, services).await.unwrap());
+            assert!(rules::ensure("10.240.0.0/12".parse().unwrap(), services).await.unwrap());
+            assert!(rules::ensure(pods, services).await.unwrap());
         });
     }
     let (from, to) = (pod_a.socket("10.240.0.2:0"), pod_b.socket("10.240.1.2:7000"));
@@ -93,4 +96,38 @@ fn pods_keep_their_address_among_themselves_and_have_their_nodes_outside() {
     assert_eq!(seen(&from, &outside, "192.0.2.2:7000"), Ipv4Addr::new(192, 0, 2, 1));
     let node = a.socket("192.0.2.1:0");
     assert_eq!(seen(&node, &to, "10.240.1.2:7000"), Ipv4Addr::new(192, 0, 2, 1));
+}
+
+/// As kube-proxy does it: an address of a service becomes that of a pod. Without that it is refused at once, where
+/// before somebody outside answered.
+#[test]
+fn a_service_that_nobody_serves_stays_on_the_node() {
+    let [node, pod, outside] = std::array::from_fn(|_| Namespace::new());
+    node.connect(("eth0", "192.0.2.1/24"), &outside, ("eth0", "192.0.2.2/24"));
+    node.connect(("cni0", "10.240.0.1/24"), &pod, ("eth0", "10.240.0.2/24"));
+    node.ip("route add default via 192.0.2.2");
+    pod.ip("route add default via 10.240.0.1");
+    outside.ip("address add 10.112.0.10/32 dev lo");
+    outside.ip("route add 10.240.0.0/24 via 192.0.2.1");
+    node.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    let _answers = outside.enter(|| std::net::TcpListener::bind("10.112.0.10:443").unwrap());
+    let _serves = pod.enter(|| std::net::TcpListener::bind("10.240.0.2:443").unwrap());
+    let connect = || {
+        TcpStream::connect_timeout(&"10.112.0.10:443".parse().unwrap(), Duration::from_secs(10)).map_err(|e| e.kind())
+    };
+    for from in [&node, &pod] {
+        from.enter(connect).unwrap();
+    }
+    node.run(|| async {
+        rules::ensure("10.240.0.0/16".parse().unwrap(), SERVICES.parse().unwrap()).await.unwrap();
+    });
+    for from in [&node, &pod] {
+        assert_eq!(from.enter(connect).unwrap_err(), ErrorKind::ConnectionRefused);
+    }
+    let proxy = "table ip proxy { chain output { type nat hook output priority -100; \
+                 ip daddr 10.112.0.10 dnat to 10.240.0.2; } }";
+    let nft = || Command::new("nft").arg(proxy).output().unwrap();
+    let output = node.enter(nft);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    node.enter(connect).unwrap();
 }

@@ -32,8 +32,14 @@ fn node(name: &str, pod_cidr: Option<&str>, address: Ipv4Addr) -> Node {
 }
 
 fn start(client: Client, cni_dir: &Path) -> JoinHandle<anyhow::Result<()>> {
-    let (pod_network, cni_dir) = ("10.240.0.0/16".parse().unwrap(), cni_dir.to_owned());
-    tokio::spawn(run(client, Options { node: "a".to_owned(), pod_network, cni_dir, health: HEALTH.to_owned() }))
+    let options = Options {
+        node: "a".to_owned(),
+        pod_network: "10.240.0.0/16".parse().unwrap(),
+        service_network: "10.112.0.0/16".parse().unwrap(),
+        cni_dir: cni_dir.to_owned(),
+        health: HEALTH.to_owned(),
+    };
+    tokio::spawn(run(client, options))
 }
 
 async fn healthz(wanted: &str) {

@@ -1,5 +1,10 @@
-//! Masquerading, by `nft`: whatever goes from a pod to somewhere outside the pod network leaves with its node's
-//! address, because nobody out there knows a way back to a pod. One table of our own, replaced as a whole.
+//! Packet rules, by `nft`, in one table of our own, replaced as a whole.
+//!
+//! - Whatever goes from a pod to somewhere outside the pod network leaves with its node's address, because nobody out
+//!   there knows a way back to a pod.
+//! - What is for a service's address still has it here only where kube-proxy knows no such service, or not yet. It is
+//!   refused: the node's gateway would take it for the outside world, and a connection to whoever answers there would
+//!   outlive kube-proxy's catching up.
 
 use std::io;
 use std::process::{Output, Stdio};
@@ -21,9 +26,9 @@ pub enum Error {
     Refused(String),
 }
 
-/// Has the table for the pod network of the cluster. Tells whether it wrote.
-pub async fn ensure(pod_network: Ipv4Net) -> Result<bool, Error> {
-    let table = table(pod_network);
+/// Has the table for the networks of the cluster's pods and services. Tells whether it wrote.
+pub async fn ensure(pods: Ipv4Net, services: Ipv4Net) -> Result<bool, Error> {
+    let table = table(pods.trunc(), services.trunc());
     let listed = nft(&["list", "table", "ip", TABLE], "").await?;
     if listed.status.success() && listed.stdout == table.as_bytes() {
         return Ok(false);
@@ -38,13 +43,22 @@ pub async fn ensure(pod_network: Ipv4Net) -> Result<bool, Error> {
 }
 
 /// The table as `nft` lists it, which is how it is compared.
-fn table(pod_network: Ipv4Net) -> String {
-    let net = pod_network.trunc();
+fn table(pods: Ipv4Net, services: Ipv4Net) -> String {
     format!(
         "table ip {TABLE} {{\n\
          \tchain postrouting {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\tip saddr {net} ip daddr != {net} masquerade\n\
+         \t\tip saddr {pods} ip daddr != {pods} masquerade\n\
+         \t}}\n\
+         \n\
+         \tchain output {{\n\
+         \t\ttype filter hook output priority filter; policy accept;\n\
+         \t\tip daddr {services} reject\n\
+         \t}}\n\
+         \n\
+         \tchain forward {{\n\
+         \t\ttype filter hook forward priority filter; policy accept;\n\
+         \t\tip daddr {services} reject\n\
          \t}}\n\
          }}\n"
     )
