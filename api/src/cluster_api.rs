@@ -20,6 +20,8 @@ pub const LABEL_CONTROL_PLANE: &str = "cluster.x-k8s.io/control-plane";
 pub const LABEL_WATCH_FILTER: &str = "cluster.x-k8s.io/watch-filter";
 /// Annotation that pauses an object.
 pub const ANNOTATION_PAUSED: &str = "cluster.x-k8s.io/paused";
+/// On a `Machine` that is to be replaced by its owner, whatever its health checks say.
+pub const ANNOTATION_REMEDIATE: &str = "cluster.x-k8s.io/remediate-machine";
 /// Annotation with which an object asks `clusterctl move` to wait with it.
 pub const ANNOTATION_BLOCK_MOVE: &str = "clusterctl.cluster.x-k8s.io/block-move";
 /// Annotation that `clusterctl move` puts on an object before it deletes it: the object lives on in another cluster, and

@@ -15,6 +15,11 @@ use crate::ca::Leaf;
 /// Placeholders that do not get upstream's default: classes are what `EdgeCluster` is made of.
 const SETTINGS: [(&str, &str); 1] = [("CLUSTER_TOPOLOGY", "true")];
 
+/// Arguments beside upstream's, by the last part of an image's name. An emulated etcd takes longer than the 10 s and 15 s
+/// that the manager of control planes gives it.
+const ARGUMENTS: [(&str, &[&str]); 1] =
+    [("kubeadm-control-plane-controller", &["--etcd-dial-timeout-duration=30s", "--etcd-call-timeout-duration=60s"])];
+
 /// Label by which `clusterctl` finds everything that belongs to a provider; its value is empty.
 const LABEL_CLUSTERCTL: &str = edge_api::cluster_api::LABEL_CLUSTERCTL;
 /// Label with a provider's name in `clusterctl`'s form.
@@ -145,7 +150,12 @@ pub fn prepare(
         }
         (_, "Deployment") => {
             for container in object["spec"]["template"]["spec"]["containers"].as_array_mut().into_iter().flatten() {
-                container["image"] = json!(image(container["image"].as_str().unwrap_or_default(), index)?);
+                let name = last(container["image"].as_str().unwrap_or_default());
+                let more = ARGUMENTS.iter().filter(|(of, _)| *of == name).flat_map(|(_, arguments)| *arguments);
+                if let Some(arguments) = container["args"].as_array_mut() {
+                    arguments.extend(more.map(|argument| json!(argument)));
+                }
+                container["image"] = json!(image(name, index)?);
                 container["imagePullPolicy"] = json!("IfNotPresent");
             }
         }
@@ -191,13 +201,14 @@ fn certificate(object: &Value) -> Result<CertificateRequest, Error> {
     }
 }
 
-/// The bundle's image with the same last part of its name, by digest.
-fn image(upstream: &str, index: &Index) -> Result<String, Error> {
-    let last = |name: &str| {
-        let last = name.rsplit('/').next().unwrap_or_default();
-        last.split([':', '@']).next().unwrap_or_default().to_owned()
-    };
-    let name = last(upstream);
+/// The last part of an image's name, without tag.
+fn last(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or_default();
+    last.split([':', '@']).next().unwrap_or_default().to_owned()
+}
+
+/// The bundle's image with this last part of its name, by digest.
+fn image(name: String, index: &Index) -> Result<String, Error> {
     let artifact = index.artifacts.iter().find(|a| a.registry && last(&a.name) == name);
     let artifact = artifact.ok_or(Error::Image { name })?;
     let repository = artifact.name.rsplit_once(':').map_or(artifact.name.as_str(), |(repository, _)| repository);

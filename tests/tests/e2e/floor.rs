@@ -1,6 +1,6 @@
 //! What the workload cluster is measured against: a bare script with virsh that boots the same image, runs kubeadm on one
-//! machine and joins the other, with everything known beforehand, and with the same kernel arguments, keys, probes
-//! and leases.
+//! machine and joins the other, with everything known beforehand, and with the same kernel arguments, keys, probes,
+//! leases and settings of etcd.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -80,6 +80,7 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
          apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\nkubernetesVersion: v{version}\n\
          encryptionAlgorithm: ECDSA-P256\n\
          controllerManager: {{extraArgs: {PATIENT}}}\nscheduler: {{extraArgs: {PATIENT}}}\n\
+         etcd: {{local: {{extraArgs: {ETCD}}}}}\n\
          networking: {{podSubnet: 10.240.0.0/16, serviceSubnet: 10.112.0.0/16}}\n",
         version = bundle()?.kubernetes_version.trim_start_matches('v'),
     );
@@ -99,6 +100,9 @@ async fn boot(appliance: &Appliance, image: &Image, dir: &Path) -> Result<Times>
     Ok(Times { first_process, api_server: api_time, nodes: start.elapsed() })
 }
 
+const ETCD: &str = "[{name: heartbeat-interval, value: '500'}, {name: election-timeout, value: '5000'}, \
+                    {name: log-level, value: warn}, {name: warning-apply-duration, value: 1s}, \
+                    {name: warning-unary-request-duration, value: 1s}]";
 const PATIENT: &str = "[{name: leader-elect-lease-duration, value: 60s}, \
                        {name: leader-elect-renew-deadline, value: 45s}, {name: leader-elect-retry-period, value: 5s}]";
 const TIMEOUTS: &str = "patches: {directory: /etc/kubernetes/patches}\n\

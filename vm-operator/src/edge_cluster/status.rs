@@ -128,6 +128,10 @@ fn unsettled(spec: &EdgeClusterSpec, resolved: &Resolved, cluster: &Cluster, lay
     }
     for type_ in ["TopologyReconciled", "Available"] {
         match condition::find(&status.conditions, type_) {
+            // The status has the generation that one controller has looked at; others may be behind it.
+            Some(found) if found.observed_generation != cluster.metadata.generation => {
+                return Some(format!("waits for Cluster API to look at Cluster {name}"));
+            }
             Some(found) if found.status == edge_api::ConditionStatus::True => {}
             Some(found) => return Some(format!("waits for {type_} of Cluster {name}: {}", found.message)),
             None => return Some(format!("waits for {type_} of Cluster {name}")),
@@ -137,7 +141,11 @@ fn unsettled(spec: &EdgeClusterSpec, resolved: &Resolved, cluster: &Cluster, lay
         ("machines of the control plane", status.control_plane.unwrap_or_default(), spec.control_plane.size),
         ("workers", status.workers.unwrap_or_default(), workers(spec)),
     ];
+    let version = format!("v{}", resolved.version);
     for (what, replicas, wanted) in parts {
+        if let Some(old) = replicas.versions.iter().find(|found| found.version != version) {
+            return Some(format!("waits for the {what} that still have Kubernetes {}", old.version));
+        }
         if !replicas.are_all(wanted) {
             let ready = replicas.ready_replicas.unwrap_or(0);
             return Some(format!("{ready} {what} are ready, {wanted} are wanted, each of the present specification"));
@@ -163,14 +171,16 @@ mod tests {
 
     /// The Cluster of the example, with all that Cluster API says of one that is done.
     fn done() -> Value {
-        let condition = |type_: &str| json!({ "type": type_, "status": "True", "reason": "Yes", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+        let condition = |type_: &str| json!({ "type": type_, "status": "True", "reason": "Yes", "observedGeneration": 4, "lastTransitionTime": "2026-01-01T00:00:00Z" });
         let replicas =
             |n: u32| json!({ "desiredReplicas": n, "replicas": n, "upToDateReplicas": n, "readyReplicas": n });
         let mut status = json!({
             "observedGeneration": 4, "conditions": [condition("Available"), condition("TopologyReconciled")],
             "controlPlane": replicas(3), "workers": replicas(3),
         });
-        status["controlPlane"]["versions"] = json!([{ "version": "v1.36.10" }, { "version": "v1.36.3" }]);
+        for part in ["controlPlane", "workers"] {
+            status[part]["versions"] = json!([{ "version": "v1.36.3" }]);
+        }
         json!({
             "apiVersion": "cluster.x-k8s.io/v1beta2", "kind": "Cluster",
             "metadata": { "name": "shop", "generation": 4 }, "spec": {}, "status": status,
@@ -219,6 +229,12 @@ mod tests {
         for (path, value, said) in [
             ("/status/observedGeneration", json!(3), "waits for Cluster API to look at Cluster shop"),
             ("/status/conditions/0/status", json!("False"), "waits for Available of Cluster shop"),
+            ("/status/conditions/1/observedGeneration", json!(3), "waits for Cluster API to look at Cluster shop"),
+            (
+                "/status/workers/versions/0/version",
+                json!("v1.35.4"),
+                "waits for the workers that still have Kubernetes v1.35.4",
+            ),
             ("/status/conditions/1/status", json!("False"), "waits for TopologyReconciled of Cluster shop"),
             ("/status/controlPlane/readyReplicas", json!(2), "2 machines of the control plane are ready, 3 are wanted"),
             ("/status/controlPlane/replicas", json!(4), "3 machines of the control plane are ready, 3 are wanted"),
@@ -242,6 +258,14 @@ mod tests {
         assert_eq!(ready(&status), ("Provisioning", "waits for layer network: as it is"));
         let status = seen(ClusterPhase::Provisioning, Some(&done()), &[], true);
         assert_eq!(ready(&status), ("Provisioning", "waits for layer network"));
+    }
+
+    #[test]
+    fn a_cluster_has_the_version_that_its_whole_control_plane_has() {
+        let mut cluster = done();
+        cluster["status"]["controlPlane"]["versions"] = json!([{ "version": "v1.36.10" }, { "version": "v1.36.3" }]);
+        let status = seen(ClusterPhase::Updating, Some(&cluster), &layers(StepState::Ready), true);
+        assert_eq!((status.phase, status.version.as_deref()), (ClusterPhase::Updating, Some("v1.36.3")));
     }
 
     #[test]

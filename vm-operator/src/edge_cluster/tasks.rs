@@ -25,7 +25,7 @@ const LABEL_POOL: &str = "topology.cluster.x-k8s.io/deployment-name";
 /// Characters of a message: as much as is told of a guest's own log.
 const LONGEST: usize = 3000;
 /// How long a guest may take to become a node: `nodeStartupTimeoutSeconds` of the cluster class. After that Cluster API
-/// replaces the machine, unless it is the first one of a control plane.
+/// replaces the machine.
 const STARTUP: SignedDuration = SignedDuration::from_mins(60);
 /// Reasons of a condition `Ready` that does not hold which only say how far something is, beside `WaitingFor…`. Any other
 /// one is an error.
