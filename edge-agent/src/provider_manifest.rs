@@ -150,12 +150,13 @@ pub fn prepare(
         }
         (_, "Deployment") => {
             for container in object["spec"]["template"]["spec"]["containers"].as_array_mut().into_iter().flatten() {
-                let name = last(container["image"].as_str().unwrap_or_default());
+                let upstream = container["image"].as_str().unwrap_or_default().to_owned();
+                let name = last(&upstream);
                 let more = ARGUMENTS.iter().filter(|(of, _)| *of == name).flat_map(|(_, arguments)| *arguments);
                 if let Some(arguments) = container["args"].as_array_mut() {
                     arguments.extend(more.map(|argument| json!(argument)));
                 }
-                container["image"] = json!(image(name, index)?);
+                container["image"] = json!(image(&upstream, index)?);
                 container["imagePullPolicy"] = json!("IfNotPresent");
             }
         }
@@ -208,7 +209,8 @@ fn last(image: &str) -> String {
 }
 
 /// The bundle's image with this last part of its name, by digest.
-fn image(name: String, index: &Index) -> Result<String, Error> {
+fn image(upstream: &str, index: &Index) -> Result<String, Error> {
+    let name = last(upstream);
     let artifact = index.artifacts.iter().find(|a| a.registry && last(&a.name) == name);
     let artifact = artifact.ok_or(Error::Image { name })?;
     let repository = artifact.name.rsplit_once(':').map_or(artifact.name.as_str(), |(repository, _)| repository);

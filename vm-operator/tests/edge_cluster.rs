@@ -256,7 +256,8 @@ async fn clusterctl_moves_it() -> Result<()> {
     assert!(!edge.annotations().contains_key(ANNOTATION_PAUSED));
     assert_eq!(edge.status.clone().unwrap_or_default().load_balancer_addresses, [address(10, 40)]);
     let clusters = target.api::<Cluster>().list(&ListParams::default()).await?.items;
-    let owners: Vec<String> = clusters.iter().flat_map(|c| c.owner_references()).map(|o| o.uid.clone()).collect();
+    let owners: Vec<String> =
+        clusters.iter().flat_map(kube::ResourceExt::owner_references).map(|o| o.uid.clone()).collect();
     assert_eq!((clusters.len(), owners), (1, vec![edge.uid().context("uid")?]));
     Ok(())
 }
