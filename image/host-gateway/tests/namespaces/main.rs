@@ -125,7 +125,7 @@ fn a_service_that_nobody_serves_stays_on_the_node() {
         assert_eq!(from.enter(connect).unwrap_err(), ErrorKind::ConnectionRefused);
     }
     let proxy = "table ip proxy { chain output { type nat hook output priority -100; \
-                 ip daddr 10.112.0.10 dnat to 10.240.0.2; } }";
+                 ip daddr 10.112.0.10 dnat to 10.240.0.2; }; }";
     let nft = || Command::new("nft").arg(proxy).output().unwrap();
     let output = node.enter(nft);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
