@@ -506,7 +506,7 @@ async fn clusterctl_takes_the_package() -> Result<()> {
     support::cluster_api::install_all(&client).await?;
 
     let init = ["init", "--infrastructure", "libvirt:v0.1.0", "--config", &config];
-    let said = support::cluster_api::clusterctl(&plane, &init)?;
+    let said = support::cluster_api::clusterctl(&plane, &init).await?;
     println!("{said}");
     assert!(said.contains("Skipping installing cert-manager"), "{said}");
     let deployments = kube::Api::<k8s_openapi::api::apps::v1::Deployment>::namespaced(client.clone(), NAMESPACE);
@@ -532,7 +532,7 @@ async fn clusterctl_takes_the_package() -> Result<()> {
         "--write-to",
         &to,
     ];
-    println!("{}", support::cluster_api::clusterctl(&plane, &generate)?);
+    println!("{}", support::cluster_api::clusterctl(&plane, &generate).await?);
     let objects: Vec<Value> = serde_saphyr::from_multiple(&std::fs::read_to_string(&out)?)?;
     let kinds: BTreeSet<&str> = objects.iter().filter_map(|o| o["kind"].as_str()).collect();
     assert!(kinds.is_superset(&["Cluster", "ClusterClass", "LibvirtMachineTemplate"].into()), "{kinds:?}");
@@ -657,8 +657,8 @@ async fn lives_with(site: &Site) -> Result<()> {
     let conditions = machine["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let mirrored = conditions.iter().find(|c| c["type"] == "InfrastructureReady").context("InfrastructureReady")?;
     println!("Machine node: {}: {}", mirrored["reason"], mirrored["message"]);
-    let tree =
-        support::cluster_api::clusterctl(&site.plane, &["describe", "cluster", "one", "--namespace", NAMESPACE])?;
+    let tree = support::cluster_api::clusterctl(&site.plane, &["describe", "cluster", "one", "--namespace", NAMESPACE])
+        .await?;
     println!("{tree}");
     for object in ["LibvirtCluster pcg-edge-system/one", "Machine pcg-edge-system/node"] {
         assert!(tree.contains(object), "{tree}");

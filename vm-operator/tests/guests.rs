@@ -108,7 +108,8 @@ async fn move_leaves_guests_alone() -> Result<()> {
     let said = support::cluster_api::clusterctl(
         &source.plane,
         &["move", "--namespace", NAMESPACE, "--to-kubeconfig", &to.to_string_lossy()],
-    )?;
+    )
+    .await?;
     println!("{said}");
     assert!(names::<Machine>(&source).await?.is_empty() && names::<LibvirtMachine>(&source).await?.is_empty());
     assert!(names::<VirtualMachine>(&source).await?.is_empty() && names::<LibvirtCluster>(&source).await?.is_empty());

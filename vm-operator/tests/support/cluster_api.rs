@@ -160,20 +160,22 @@ pub async fn install_all(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// What `clusterctl` says of a control plane.
+/// What `clusterctl` says of a control plane. The operator, which it may wait for, runs on meanwhile.
 ///
 /// # Errors
 /// It did not succeed; then with what it wrote.
-pub fn clusterctl(plane: &ControlPlane, arguments: &[&str]) -> Result<String> {
+pub async fn clusterctl(plane: &ControlPlane, arguments: &[&str]) -> Result<String> {
     let bundle = std::env::var_os("PCG_EDGE_BUNDLE").map(PathBuf::from).context("PCG_EDGE_BUNDLE is not set")?;
-    let out = Command::new(bundle.join("bin/clusterctl"))
+    let out = tokio::process::Command::new(bundle.join("bin/clusterctl"))
         .args(arguments)
         .arg("--kubeconfig")
         .arg(plane.kubeconfig())
         .env("CLUSTERCTL_DISABLE_VERSIONCHECK", "true")
         .env("XDG_CONFIG_HOME", plane.dir())
         .env("HOME", plane.dir())
+        .kill_on_drop(true)
         .output()
+        .await
         .context("clusterctl")?;
     let (told, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     anyhow::ensure!(out.status.success(), "clusterctl {arguments:?}: {}\n{told}{said}", out.status);
