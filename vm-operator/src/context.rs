@@ -42,6 +42,8 @@ pub struct Times {
     pub addresses: Duration,
     /// How long a deletion must be stuck before it may be forced.
     pub force: Duration,
+    /// How long it is told that a guest's bootstrap failed before its machine is given up.
+    pub bootstrap: Duration,
 }
 
 impl Default for Times {
@@ -51,6 +53,7 @@ impl Default for Times {
             resync: Duration::from_mins(10),
             addresses: Duration::from_mins(1),
             force: Duration::from_secs(FORCE_AFTER_SECONDS.unsigned_abs()),
+            bootstrap: Duration::from_mins(5),
         }
     }
 }

@@ -167,6 +167,11 @@ async fn a_failed_bootstrap_is_told() -> Result<()> {
     assert!(told.contains("line 40 | kubeadm join --token [redacted] timed out"), "{told}");
     assert!(!told.contains("0123456789abcdef") && !told.contains("line 21 "), "{told}");
     assert_eq!(failed.status.and_then(|s| s.initialization).and_then(|i| i.provisioned), Some(true));
+    until("another machine to be asked for", async || {
+        let annotations = site.api::<Machine>().get("node").await?.annotations().clone();
+        Ok((annotations.contains_key(edge_api::cluster_api::ANNOTATION_REMEDIATE), annotations))
+    })
+    .await?;
     // It is a node after all.
     join(&site).await?;
     site.wait::<LibvirtMachine>("node", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;

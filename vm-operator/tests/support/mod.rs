@@ -41,6 +41,7 @@ pub const TIMES: Times = Times {
     resync: Duration::from_mins(10),
     addresses: Duration::from_secs(5),
     force: Duration::from_mins(15),
+    bootstrap: Duration::from_secs(2),
 };
 /// Longest wait for anything that involves a guest under TCG on a busy host.
 pub const LONG: Duration = Duration::from_mins(3);

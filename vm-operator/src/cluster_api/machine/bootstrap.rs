@@ -2,7 +2,6 @@
 //! `cloud-init` says it did, and the end of what was printed. Secrets are taken out.
 
 use edge_api::{LibvirtMachine, VirtualMachine};
-use jiff::SignedDuration;
 use uuid::Uuid;
 
 use crate::cluster_api::provider::{Finding, Provider};
@@ -11,8 +10,6 @@ use crate::libvirt::{self, Hypervisor};
 
 /// Reason of the condition `Ready` of a machine whose bootstrap failed.
 pub const FAILED: &str = "BootstrapFailed";
-/// How long that is told before the machine is given up.
-pub const TOLD_FOR: SignedDuration = SignedDuration::from_mins(5);
 
 /// There once the bootstrap data has been carried out (Cluster API's bootstrap contract).
 const SENTINEL: &str = "/run/cluster-api/bootstrap-success.complete";

@@ -127,10 +127,10 @@ async fn give_up(object: &LibvirtMachine, machine: Option<&Machine>, provider: &
     let status = newest(&provider.context, object);
     let failed = condition::find(&status.conditions, "Ready");
     let Some((failed, machine)) = failed.zip(machine) else { return Ok(provider.resync()) };
-    let told = Timestamp::now().duration_since(failed.last_transition_time);
-    if let Ok(left) = std::time::Duration::try_from(bootstrap::TOLD_FOR - told)
-        && !left.is_zero()
-    {
+    // A clock that was set back makes it begin anew.
+    let told = Timestamp::now().duration_since(failed.last_transition_time).try_into().unwrap_or_default();
+    let left = provider.context.times.bootstrap.saturating_sub(told);
+    if !left.is_zero() {
         return Ok(Next::requeue(left));
     }
     if !machine.annotations().contains_key(ANNOTATION_REMEDIATE) {
