@@ -56,20 +56,22 @@ pub(crate) async fn ensure(
     wanted: &[Value],
 ) -> Result<Vec<Live>, Failure> {
     // What others need comes first; otherwise the order of the files counts.
-    let mut ordered: Vec<_> = wanted.iter().collect();
-    ordered.sort_by_key(|object| match object["kind"].as_str() {
+    let rank = |object: &Value| match object["kind"].as_str() {
         Some("Namespace") => 0,
         Some("CustomResourceDefinition") => 1,
         _ => 2,
-    });
+    };
+    let mut ordered: Vec<_> = wanted.iter().collect();
+    ordered.sort_by_key(|object| rank(object));
     write_down(pass, inventory, &ordered).await?;
+    let rest = ordered.partition_point(|object| rank(object) < 2);
     let mut live = Vec::with_capacity(ordered.len());
-    for object in ordered {
-        let now = ensure_object(pass, inventory, object).await?;
-        if now.item.kind == "CustomResourceDefinition" {
-            wait::healthy(pass, std::slice::from_ref(&now)).await?;
+    for (position, object) in ordered.into_iter().enumerate() {
+        if position == rest {
+            // For all kinds at once, which the API server takes up side by side.
+            wait::healthy(pass, &live).await?;
         }
-        live.push(now);
+        live.push(ensure_object(pass, inventory, object).await?);
     }
     // Our fields are known now; a pass that fails while waiting need not write them again.
     inventory.save(pass.cluster).await?;
