@@ -305,6 +305,13 @@ async fn what_makes_no_sense_is_said() -> Result<()> {
     site.edit::<EdgeCluster>("shop", json!({ "profile": "edge" })).await?;
     phase(&site, "shop", ClusterPhase::Provisioning).await?;
 
+    // Who is the younger one is told by the second.
+    let first = site.api::<EdgeCluster>().get("shop").await?.metadata.creation_timestamp.context("a time")?.0;
+    eventually("the next second", SHORT, || async {
+        let now = jiff::Timestamp::now();
+        Ok::<_, kube::Error>(Seen::when(now.as_second() > first.as_second(), now))
+    })
+    .await?;
     site.create::<EdgeCluster>("second", spec(&address(31, 10))).await?;
     let edge = phase(&site, "second", ClusterPhase::Pending).await?;
     let taken = &find(&edge, "Valid")?.message;
