@@ -49,8 +49,9 @@ impl NewVolume {
             Self::Raw { size, private: _ } => (size, "raw"),
             Self::Empty { size } | Self::Overlay { size, backing: _ } => (size, "qcow2"),
         };
-        let private = matches!(self, Self::Raw { private: true, .. });
-        let permissions = element("permissions").child(text("mode", if private { "0600" } else { "0644" }));
+        // A machine's own disk has all the secrets of its guest.
+        let open = matches!(self, Self::Raw { private: false, .. });
+        let permissions = element("permissions").child(text("mode", if open { "0644" } else { "0600" }));
         let root = element("volume")
             .child(text("name", name))
             .child(text("capacity", size.to_string()).attr("unit", "bytes"))
