@@ -41,7 +41,8 @@ pub async fn stay_secret(appliance: &Appliance) -> Result<()> {
     looked?;
     search.files(&appliance.root, true, false)?;
     search.processes()?;
-    for domain in virsh(&["list", "--all", "--name"])?.lines().filter(|name| !name.is_empty()) {
+    let ours = appliance.instance.libvirt_name("");
+    for domain in virsh(&["list", "--all", "--name"])?.lines().filter(|name| name.starts_with(&ours)) {
         search.text(&format!("domain {domain}"), &virsh(&["dumpxml", domain])?)?;
     }
     let node = appliance.node();
@@ -122,7 +123,10 @@ impl Search {
         let mut reader = Counted { reader, bytes: 0 };
         for found in self.matcher.stream_find_iter(&mut reader) {
             let found = found.with_context(|| place.to_owned())?;
-            self.leaks.push(format!("{} in {place}", self.names[found.pattern().as_usize()]));
+            let leak = format!("{} in {place}", self.names[found.pattern().as_usize()]);
+            if !self.leaks.contains(&leak) {
+                self.leaks.push(leak);
+            }
         }
         self.places += 1;
         self.bytes += reader.bytes;
