@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -163,7 +163,11 @@ impl Search {
             if metadata.is_dir() {
                 self.files(&path, open && mode & 0o001 != 0, told)?;
             } else if metadata.is_file() && (told || (open && mode & 0o004 != 0)) {
-                self.stream(&path.display().to_string(), File::open(&path)?)?;
+                match File::open(&path) {
+                    Ok(file) => self.stream(&path.display().to_string(), file)?,
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error).with_context(|| path.display().to_string()),
+                }
             }
         }
         Ok(())

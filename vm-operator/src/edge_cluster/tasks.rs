@@ -18,6 +18,7 @@ use edge_api::{LibvirtCluster, LibvirtMachine, VirtualMachine, VirtualMachineIma
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
+use crate::cluster_api::machine::bootstrap::FAILED;
 use crate::cluster_api::upstream::{Cluster, Machine};
 
 /// Label of a worker's machine with the name of its pool.
@@ -273,7 +274,7 @@ fn bootstrap(observed: &ObservedMachine<'_>, virtual_machine: TaskState, now: Ti
     if node(machine).is_some() {
         return (TaskState::Done, String::new());
     }
-    let failed = condition::find(conditions_of(libvirt), "Ready").filter(|ready| ready.reason == "BootstrapFailed");
+    let failed = condition::find(conditions_of(libvirt), "Ready").filter(|ready| ready.reason == FAILED);
     if let Some(failed) = failed {
         return (TaskState::Failed, failed.message.clone());
     }

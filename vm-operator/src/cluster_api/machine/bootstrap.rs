@@ -1,12 +1,22 @@
 //! How the bootstrap of a guest ended that did not become a node, from its own files: the contract's sentinel, what
-//! `cloud-init` says it did, and the end of what was printed. Secrets are taken out.
+//! `cloud-init` says it did, and the end of what was printed. Secrets are taken out. After a while such a machine is given
+//! up.
 
-use edge_api::{LibvirtMachine, VirtualMachine};
+use edge_api::cluster_api::ANNOTATION_REMEDIATE;
+use edge_api::{LibvirtMachine, VirtualMachine, condition};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use kube::runtime::controller::Action as Next;
+use serde_json::json;
 use uuid::Uuid;
 
+use crate::cluster_api::pause::annotate;
 use crate::cluster_api::provider::{Finding, Provider};
+use crate::cluster_api::upstream::Machine;
 use crate::errors::chain;
 use crate::libvirt::{self, Hypervisor};
+use crate::reconcile::Error;
+use crate::status::newest;
 
 /// Reason of the condition `Ready` of a machine whose bootstrap failed.
 pub const FAILED: &str = "BootstrapFailed";
@@ -43,6 +53,25 @@ pub async fn failure(object: &LibvirtMachine, vm: &VirtualMachine, provider: &Pr
             None
         }
     }
+}
+
+/// Asks Cluster API for another machine, once it was told for a while why this one will not become a node. No timeout of
+/// its health checks is that short: a guest that is not lost may take its time.
+pub async fn give_up(object: &LibvirtMachine, machine: Option<&Machine>, provider: &Provider) -> Result<Next, Error> {
+    let status = newest(&provider.context, object);
+    let failed = condition::find(&status.conditions, "Ready");
+    let Some((failed, machine)) = failed.zip(machine) else { return Ok(provider.resync()) };
+    // A clock that was set back makes it begin anew.
+    let told = Timestamp::now().duration_since(failed.last_transition_time).try_into().unwrap_or_default();
+    let left = provider.context.times.bootstrap.saturating_sub(told);
+    if !left.is_zero() {
+        return Ok(Next::requeue(left));
+    }
+    if !machine.annotations().contains_key(ANNOTATION_REMEDIATE) {
+        annotate(&provider.context, machine, json!({ ANNOTATION_REMEDIATE: "" })).await?;
+        tracing::info!(machine = machine.name_any(), "its bootstrap failed: Cluster API is asked for another one");
+    }
+    Ok(provider.resync())
 }
 
 /// The end of what was printed, where that was not the end that was meant.

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use edge_api::cluster_api::{ANNOTATION_REMEDIATE, LABEL_CLUSTER, LABEL_CONTROL_PLANE, identity, provider_id};
+use edge_api::cluster_api::{LABEL_CLUSTER, LABEL_CONTROL_PLANE, identity, provider_id};
 use edge_api::names::{FINALIZER, REGISTRY_PORT};
 use edge_api::virtual_machine::{ConfigDisk, Interface, OnConfigChange, PowerState};
 use edge_api::{
@@ -32,7 +32,6 @@ use super::pause;
 use super::seed::{self, Address, Nic};
 use super::status::{self, Findings, Made, made_at};
 use crate::cluster_api::cluster::reconcile::cluster_name;
-use crate::cluster_api::pause::annotate;
 use crate::cluster_api::pool::allocate;
 use crate::cluster_api::provider::{
     Finding, Provide, Provider, cluster_label, hold, is_owned, is_paused, list, outdated, owner, reference,
@@ -114,30 +113,11 @@ impl Provide for LibvirtMachine {
         }
         publish(&provider.context, &object, |old, generation| status::status(old, generation, &findings)).await?;
         if findings.ready.reason == bootstrap::FAILED {
-            return give_up(&object, machine.as_ref(), provider).await;
+            return bootstrap::give_up(&object, machine.as_ref(), provider).await;
         }
         let joining = findings.made.is_some_and(|made| made.joining);
         Ok(if joining { Next::requeue(provider.context.times.addresses) } else { provider.resync() })
     }
-}
-
-/// Asks Cluster API for another machine, once it was told for a while why this one will not become a node. No timeout of
-/// its health checks is that short: a guest that is not lost may take its time.
-async fn give_up(object: &LibvirtMachine, machine: Option<&Machine>, provider: &Provider) -> Result<Next, Error> {
-    let status = newest(&provider.context, object);
-    let failed = condition::find(&status.conditions, "Ready");
-    let Some((failed, machine)) = failed.zip(machine) else { return Ok(provider.resync()) };
-    // A clock that was set back makes it begin anew.
-    let told = Timestamp::now().duration_since(failed.last_transition_time).try_into().unwrap_or_default();
-    let left = provider.context.times.bootstrap.saturating_sub(told);
-    if !left.is_zero() {
-        return Ok(Next::requeue(left));
-    }
-    if !machine.annotations().contains_key(ANNOTATION_REMEDIATE) {
-        annotate(&provider.context, machine, json!({ ANNOTATION_REMEDIATE: "" })).await?;
-        tracing::info!(machine = machine.name_any(), "its bootstrap failed: Cluster API is asked for another one");
-    }
-    Ok(provider.resync())
 }
 
 /// Gives a machine its finalizer and its identity, in one write, before anything is made for it.
