@@ -4,8 +4,10 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// Pause between two looks.
+/// Pause between two looks, at first.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Later: what takes long is not looked at more often than its result is exact, and an emulated host is spared.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
 
 /// Outcome of one look.
 #[derive(Debug)]
@@ -79,7 +81,7 @@ where
         if start.elapsed() >= deadline {
             return Err(TimedOut { what: what.to_owned(), waited: start.elapsed(), last });
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep((start.elapsed() / 50).clamp(PAUSE, LONG_PAUSE)).await;
     }
 }
 

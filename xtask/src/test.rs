@@ -89,7 +89,9 @@ impl Ready {
         cargo
             .env("PCG_EDGE_BIN", &self.bin)
             .env("PCG_EDGE_BUNDLE", &self.bundle)
-            .env("PCG_EDGE_PROGRAMS", &self.programs);
+            .env("PCG_EDGE_PROGRAMS", &self.programs)
+            // An error says by its context where it is from; the frames below a test would only bury it.
+            .env("RUST_LIB_BACKTRACE", "0");
         if let Ok(xtask) = std::env::current_exe() {
             cargo.env("PCG_EDGE_XTASK", xtask);
         }
