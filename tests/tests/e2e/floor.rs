@@ -132,7 +132,9 @@ fn machine(
     let (accelerator, cpu, clock) = if flags.contains("vmx") || flags.contains("svm") {
         ("kvm", "<cpu mode='host-passthrough'/>", "")
     } else {
-        ("qemu", "<cpu mode='maximum'/>", "tsc=reliable ")
+        let cpu = "<cpu mode='maximum'><feature policy='disable' name='erms'/><feature policy='disable' name='fsrm'/>\
+                   <feature policy='disable' name='la57'/></cpu>";
+        ("qemu", cpu, "tsc=reliable mitigations=off ")
     };
     let xml = format!(
         "<domain type='{accelerator}'><name>{domain}</name><memory unit='MiB'>{memory}</memory><vcpu>2</vcpu>\

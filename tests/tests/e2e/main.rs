@@ -9,6 +9,7 @@ mod bad_input;
 mod control_planes;
 mod floor;
 mod guest;
+mod lean;
 mod network;
 mod preflight;
 mod registry;
@@ -73,9 +74,11 @@ async fn a_cluster_is_aborted_and_leaves_nothing() -> Result<()> {
 async fn a_cluster_lives_on() -> Result<()> {
     let appliance = Appliance { previous_minor: true, ..Appliance::new("e2ed2", 155, 205)? };
     let scenario = async {
+        lean::ask_for_it(&appliance)?;
         upgrade::start_with_the_previous_minor(&appliance)?;
         up_without_the_cluster(&appliance).await?;
-        phase("a workload cluster of the previous minor", workload::up(&appliance)).await?;
+        lean::make_its_profile(&appliance).await?;
+        phase("a workload cluster of the previous minor", workload::up(&appliance, 1)).await?;
         Box::pin(upgrade::play(&appliance)).await?;
         Box::pin(workers::play(&appliance)).await?;
         Box::pin(control_planes::play(&appliance)).await
@@ -138,7 +141,7 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
 async fn workload_cluster(appliance: &Appliance) -> Result<()> {
     up_without_the_cluster(appliance).await?;
     let before = Inventory::libvirt()?;
-    let ours = phase("a workload cluster", workload::up(appliance)).await?;
+    let ours = phase("a workload cluster", workload::up(appliance, 2)).await?;
     phase("every task of the cluster is done", workload::every_task_is_done(appliance)).await?;
     phase("a pod answers, with a volume of its own", Box::pin(workload::a_pod_answers(appliance))).await?;
     phase("every image is the bundle's", workload::images_are_the_bundles(appliance)).await?;

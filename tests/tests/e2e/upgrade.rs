@@ -19,7 +19,7 @@ use crate::workload::{self, NAME, PATIENCE};
 /// The example's cluster is asked for with the minor before.
 pub fn start_with_the_previous_minor(appliance: &Appliance) -> Result<()> {
     let version = PREVIOUS.version().trim_start_matches('v');
-    appliance.edit_cluster("  profile: edge\n", &format!("  profile: edge\n  kubernetesVersion: {version}\n"))
+    appliance.edit_cluster("\n  virtualIP:", &format!("\n  kubernetesVersion: {version}\n  virtualIP:"))
 }
 
 /// All of it, on a cluster that is ready.

@@ -17,7 +17,7 @@ use crate::workload::{NAME, PATIENCE};
 
 /// All of it, on a cluster that is ready.
 pub async fn play(appliance: &Appliance) -> Result<()> {
-    for size in [2, 1] {
+    for size in [1, 2, 1] {
         phase(&format!("workers: {size}"), async {
             let pool = format!("general={size}");
             appliance.edgectl(&["cluster", "scale", NAME, "--pool", &pool, "--wait"]).await?;

@@ -37,9 +37,10 @@ pub struct Times {
     pub nodes: Duration,
 }
 
-/// `up` once more on an appliance that is ready, with the example's cluster; measures its stages meanwhile.
-pub async fn up(appliance: &Appliance) -> Result<Times> {
-    let watched = stages(appliance);
+/// `up` once more on an appliance that is ready, with the example's cluster of so many nodes; measures its stages
+/// meanwhile.
+pub async fn up(appliance: &Appliance, nodes: usize) -> Result<Times> {
+    let watched = stages(appliance, nodes);
     let up = async {
         let status = appliance.up_with_clusters()?.status().await?;
         anyhow::ensure!(status.success(), "up: {status}");
@@ -49,7 +50,7 @@ pub async fn up(appliance: &Appliance) -> Result<Times> {
     Ok(times)
 }
 
-async fn stages(appliance: &Appliance) -> Result<Times> {
+async fn stages(appliance: &Appliance, nodes: usize) -> Result<Times> {
     let clusters = appliance.clusters().await?;
     let object = eventually("the EdgeCluster", PATIENCE, || async {
         let found = clusters.get_opt(NAME).await?;
@@ -64,7 +65,7 @@ async fn stages(appliance: &Appliance) -> Result<Times> {
     let api_server = start.elapsed();
     // The kubeconfig is there before the API server is.
     let workload = client(appliance).await?;
-    nodes_ready(&workload, 2).await?;
+    nodes_ready(&workload, nodes).await?;
     Ok(Times { first_process, api_server, nodes: start.elapsed() })
 }
 

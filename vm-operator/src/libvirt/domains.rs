@@ -137,8 +137,8 @@ impl Domain {
             guest_agent,
         } = self;
         let cpu = match accelerator {
-            Accelerator::Kvm => Some("host-passthrough"),
-            Accelerator::Tcg => Some("maximum"),
+            Accelerator::Kvm => Some(cpu("host-passthrough")),
+            Accelerator::Tcg => Some(cpu("maximum").children(SLOW_FEATURES.map(without))),
             Accelerator::Other(_) => None,
         };
         let command_line = |args: &Option<String>| match (accelerator, args) {
@@ -165,7 +165,7 @@ impl Domain {
             .child(text("vcpu", vcpus.to_string()).attr("placement", "static").attr_opt("cpuset", cpu_set.as_deref()))
             .child(os)
             .child(element("features").child(element("acpi")).child(element("apic")))
-            .children(cpu.map(|mode| element("cpu").attr("mode", mode).attr("check", "none")))
+            .children(cpu)
             .child(element("clock").attr("offset", "utc"))
             .child(text("on_poweroff", "destroy"))
             .child(text("on_reboot", "restart"))
@@ -173,6 +173,14 @@ impl Domain {
             .child(devices(disks, interfaces, console_log, *guest_agent))
             .document()
     }
+}
+
+fn cpu(mode: &str) -> Element {
+    element("cpu").attr("mode", mode).attr("check", "none")
+}
+
+fn without(feature: &str) -> Element {
+    element("feature").attr("policy", "disable").attr("name", feature)
 }
 
 fn devices(disks: &[Disk], interfaces: &[Interface], console_log: &str, guest_agent: bool) -> Element {
@@ -207,8 +215,13 @@ fn devices(disks: &[Disk], interfaces: &[Interface], console_log: &str, guest_ag
 
 /// For the kernel of an emulated guest, before its own arguments. Its time stamp counter is the host's and the same for
 /// all its CPUs, but Linux takes those of several sockets for unsynchronized and asks an emulated HPET instead: each
-/// look at the clock is then a system call and an exit to QEMU, and a program in Go looks all the time.
-const EMULATED: &str = "tsc=reliable";
+/// look at the clock is then a system call and an exit to QEMU, and a program in Go looks all the time. Nor does an
+/// emulated CPU run ahead of its program, which Linux would have to guard against.
+const EMULATED: &str = "tsc=reliable mitigations=off";
+
+/// What an emulated CPU can do and had better not: `rep movsb` and `rep stosb`, which Linux then prefers, go byte by
+/// byte, and a fifth level of page tables is one more look for every page.
+const SLOW_FEATURES: [&str; 3] = ["erms", "fsrm", "la57"];
 
 const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
 

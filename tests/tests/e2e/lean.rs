@@ -1,0 +1,29 @@
+//! A cluster that two emulated CPUs bear while its control plane is there twice: no workers at first, no add-ons.
+
+use anyhow::{Context, Result};
+use edge_api::cluster_profile::{ClusterLayerKind, ClusterProfileSpec, ProfileType};
+use edge_api::{ClusterProfile, names};
+use kube::Api;
+use kube::api::PostParams;
+
+use crate::appliance::Appliance;
+
+/// Of the shipped profile its infrastructure.
+const PROFILE: &str = "lean";
+
+/// The example's cluster is asked for with this profile, and without workers.
+pub fn ask_for_it(appliance: &Appliance) -> Result<()> {
+    appliance.edit_cluster("  profile: edge\n", &format!("  profile: {PROFILE}\n"))?;
+    appliance.edit_cluster("  controlPlane:\n", "  controlPlane:\n    allowWorkers: true\n")?;
+    appliance.edit_cluster("    - name: general\n      size: 1\n", "    - name: general\n      size: 0\n")
+}
+
+/// Makes the profile, on an appliance that is ready.
+pub async fn make_its_profile(appliance: &Appliance) -> Result<()> {
+    let profiles = Api::<ClusterProfile>::namespaced(appliance.client().await?, names::NAMESPACE);
+    let shipped = profiles.get("edge").await.context("the shipped profile")?.spec;
+    let layers = shipped.layers.into_iter().filter(|layer| layer.kind != ClusterLayerKind::AddOn).collect();
+    let spec = ClusterProfileSpec { type_: ProfileType::Infra, layers, ..shipped };
+    profiles.create(&PostParams::default(), &ClusterProfile::new(PROFILE, spec)).await?;
+    Ok(())
+}
