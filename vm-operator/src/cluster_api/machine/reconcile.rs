@@ -392,7 +392,7 @@ async fn ensure_seed(
     };
     let files = BTreeMap::from([
         ("user-data".to_owned(), user_data),
-        ("meta-data".to_owned(), seed::meta_data(&id.to_string(), &machine.name_any(), nics).into_bytes()),
+        ("meta-data".to_owned(), seed::meta_data(&id.to_string(), &machine.name_any()).into_bytes()),
         ("network-config".to_owned(), seed::network_config(nics).into_bytes()),
     ]);
     let seed = secret(object, Some(&machine.spec.cluster_name), name, files);

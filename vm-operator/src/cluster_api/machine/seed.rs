@@ -3,8 +3,7 @@
 //! kubelet must tell Kubernetes the provider ID that `LibvirtMachine` has. cloud-init fills it in: the bootstrap data of
 //! Cluster API's kubeadm provider is a template of its kind, so a `KubeadmConfigTemplate` sets the kubelet argument
 //! `provider-id` to `libvirt:///{{ ds.meta_data.instance_id }}`, and the node's `name` to
-//! `{{ ds.meta_data.local_hostname }}`. With a static address, `{{ ds.meta_data.local_ipv4 }}` is that of the first
-//! interface, for `node-ip`: a control plane may hold the virtual address when kubelet looks.
+//! `{{ ds.meta_data.local_hostname }}`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -40,12 +39,8 @@ pub fn interface(position: usize) -> String {
 }
 
 /// `meta-data`. JSON is YAML, and a writer of it quotes what has to be quoted.
-pub fn meta_data(id: &str, hostname: &str, nics: &[Nic]) -> String {
-    let mut value = json!({ "instance-id": id, "local-hostname": hostname });
-    if let Some(address) = nics.first().and_then(|nic| nic.address.as_ref()) {
-        value["local-ipv4"] = json!(address.ip);
-    }
-    value.to_string()
+pub fn meta_data(id: &str, hostname: &str) -> String {
+    json!({ "instance-id": id, "local-hostname": hostname }).to_string()
 }
 
 #[derive(Serialize)]
@@ -125,8 +120,6 @@ mod tests {
             },
         });
         assert_eq!(config, expected);
-        let expected = r#"{"instance-id":"i","local-hostname":"h","local-ipv4":"10.0.0.20"}"#;
-        assert_eq!(meta_data("i", "h", &nics), expected);
-        assert_eq!(meta_data("i", "h", &nics[2..]), r#"{"instance-id":"i","local-hostname":"h"}"#);
+        assert_eq!(meta_data("i", "h"), r#"{"instance-id":"i","local-hostname":"h"}"#);
     }
 }
