@@ -157,6 +157,9 @@ pub struct Network {
     /// `nat`: the host's address on it with prefix length, the gateway of its guests: `192.168.150.1/24`.
     #[schemars(with = "Option<String>", extend("format" = "ipv4-cidr"))]
     pub address: Option<Ipv4Net>,
+    /// `nat`: addresses that the host leases to its guests; within the subnet of `address`, without `address`. None
+    /// where absent.
+    pub dhcp_range: Option<DhcpRange>,
     /// `bridge`: an existing bridge of the host.
     #[schemars(length(min = 1, max = 15))]
     pub bridge: Option<String>,

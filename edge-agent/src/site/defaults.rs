@@ -22,9 +22,10 @@ pub fn effective_networks(site: &SiteConfig) -> Vec<Network> {
             name: "wan".to_owned(),
             type_: NetworkType::Nat,
             address: Some(site.router.as_ref().map_or(WAN, default_wan)),
+            dhcp_range: None,
             bridge: None,
         },
-        Network { name: "lan".to_owned(), type_: NetworkType::Isolated, address: None, bridge: None },
+        Network { name: "lan".to_owned(), type_: NetworkType::Isolated, address: None, dhcp_range: None, bridge: None },
     ]
 }
 

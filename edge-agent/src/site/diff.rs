@@ -147,6 +147,7 @@ fn networks(changes: &mut Changes, old: &SiteConfig, new: &SiteConfig) {
             Some(other) => {
                 changes.reinstall(other.type_ != network.type_, format!("networks.{name}.type"));
                 changes.reinstall(other.address != network.address, format!("networks.{name}.address"));
+                changes.reinstall(other.dhcp_range != network.dhcp_range, format!("networks.{name}.dhcp_range"));
                 changes.reinstall(other.bridge != network.bridge, format!("networks.{name}.bridge"));
             }
         }

@@ -100,7 +100,7 @@ impl<'n> Router<'n> {
 
     fn check(&self, root: &Node, networks: &[Network<'_>], report: &mut Report<'_>) {
         if let Some(lan) = self.lan {
-            self.dhcp_range(lan.net, report);
+            dhcp_range(self.node.get("dhcp_range"), lan, "the router", report);
         }
         if let Some(wan) = self.wan {
             self.gateway(wan.net, report);
@@ -123,46 +123,10 @@ impl<'n> Router<'n> {
                 Some(network) => {
                     if let (Some(own), Some(host)) = (own, network.net) {
                         within(name, own, host, report);
+                        without(network.dhcp_range, own, "the router", report);
                     }
                 }
             }
-        }
-    }
-
-    fn dhcp_range(&self, lan: Ipv4Net, report: &mut Report<'_>) {
-        let range = self.node.get("dhcp_range");
-        let part = |key| {
-            let node = range?.get(key)?;
-            Some((node, node.text()?.parse::<Ipv4Addr>().ok()?))
-        };
-        let (start, end) = (part("start"), part("end"));
-        let mut usable = true;
-        for (node, address) in [start, end].into_iter().flatten() {
-            let subnet = lan.trunc();
-            if !subnet.contains(&address) {
-                usable = false;
-                let hint = format!("`router.lan_ip` is {lan}");
-                report.at(node, found(node), format!("an address in {subnet}, the subnet of the LAN"), Some(&hint));
-            } else if address == lan.network() || address == lan.broadcast() {
-                let what = if address == lan.network() { "the network address" } else { "the broadcast address" };
-                usable = false;
-                let hint = format!("{address} is {what} of {subnet}");
-                report.at(node, found(node), format!("an address of a machine in {subnet}"), Some(&hint));
-            }
-        }
-        let (Some((_, first)), Some((end, last))) = (start, end) else { return };
-        if first > last {
-            let hint = "`start` is the first address that is leased, `end` the last";
-            report.at(end, found(end), format!("{first} (`start`) or above"), Some(hint));
-        } else if usable && (first..=last).contains(&lan.addr()) {
-            let node = range.unwrap_or(self.node);
-            report.add(
-                node.head,
-                "router.dhcp_range",
-                format!("{first} to {last}, which holds {}", lan.addr()),
-                "a range without the router's own address",
-                Some(&format!("{} is `router.lan_ip`; it must not be leased to anybody", lan.addr())),
-            );
         }
     }
 
@@ -181,6 +145,55 @@ impl<'n> Router<'n> {
                 Some("the router is not its own gateway"),
             );
         }
+    }
+}
+
+/// An address with its node, where it is there and can be read.
+fn address(node: Option<&Node>) -> Option<(&Node, Ipv4Addr)> {
+    let node = node?;
+    Some((node, node.text()?.parse().ok()?))
+}
+
+/// What is leased on the subnet of `own`, the address of who leases it.
+fn dhcp_range(range: Option<&Node>, own: Net<'_>, owner: &str, report: &mut Report<'_>) {
+    let Some(range) = range else { return };
+    let (subnet, hint) = (own.net.trunc(), format!("`{}` is {}", own.node.path, own.net));
+    let (start, end) = (address(range.get("start")), address(range.get("end")));
+    let mut usable = true;
+    for (node, address) in [start, end].into_iter().flatten() {
+        if !subnet.contains(&address) {
+            usable = false;
+            let expected = format!("an address in {subnet}, the subnet of `{}`", own.node.path);
+            report.at(node, found(node), expected, Some(&hint));
+        } else if address == subnet.network() || address == subnet.broadcast() {
+            let what = if address == subnet.network() { "the network address" } else { "the broadcast address" };
+            usable = false;
+            let hint = format!("{address} is {what} of {subnet}");
+            report.at(node, found(node), format!("an address of a machine in {subnet}"), Some(&hint));
+        }
+    }
+    if let (Some((_, first)), Some((end, last))) = (start, end)
+        && first > last
+    {
+        let hint = "`start` is the first address that is leased, `end` the last";
+        report.at(end, found(end), format!("{first} (`start`) or above"), Some(hint));
+    } else if usable {
+        without(Some(range), own, owner, report);
+    }
+}
+
+/// A range does not hold an address that somebody has.
+fn without(range: Option<&Node>, own: Net<'_>, owner: &str, report: &mut Report<'_>) {
+    let Some(range) = range else { return };
+    let (Some((_, first)), Some((_, last))) = (address(range.get("start")), address(range.get("end"))) else { return };
+    if (first..=last).contains(&own.net.addr()) {
+        report.add(
+            range.head,
+            range.path.clone(),
+            format!("{first} to {last}, which holds {}", own.net.addr()),
+            format!("a range without {owner}'s own address"),
+            Some(&format!("{} is `{}`; it must not be leased to anybody", own.net.addr(), own.node.path)),
+        );
     }
 }
 
@@ -203,6 +216,7 @@ fn within(name: &str, own: Net<'_>, host: Net<'_>, report: &mut Report<'_>) {
 struct Network<'n> {
     name: &'n str,
     net: Option<Net<'n>>,
+    dhcp_range: Option<&'n Node>,
 }
 
 fn networks<'n>(root: &'n Node, report: &mut Report<'_>) -> Vec<Network<'n>> {
@@ -211,7 +225,7 @@ fn networks<'n>(root: &'n Node, report: &mut Report<'_>) -> Vec<Network<'n>> {
     let mut networks = Vec::new();
     for item in items {
         let Some(name) = item.get("name").and_then(Node::text) else { continue };
-        let (address, bridge) = (item.get("address"), item.get("bridge"));
+        let (address, dhcp, bridge) = (item.get("address"), item.get("dhcp_range"), item.get("bridge"));
         let kind = item.get("type").and_then(Node::text).unwrap_or_default();
         let missing = |key: &str, expected: &str, report: &mut Report<'_>| {
             let hint = format!("a network of type `{kind}` needs `{key}`");
@@ -225,7 +239,9 @@ fn networks<'n>(root: &'n Node, report: &mut Report<'_>) -> Vec<Network<'n>> {
             _ => {}
         }
         let known = ["nat", "isolated", "bridge"].contains(&kind);
-        for (key, node, owner) in [("address", address, "nat"), ("bridge", bridge, "bridge")] {
+        for (key, node, owner) in
+            [("address", address, "nat"), ("dhcp_range", dhcp, "nat"), ("bridge", bridge, "bridge")]
+        {
             if let Some(node) = node.filter(|_| known && kind != owner) {
                 let hint = format!("only a network of type `{owner}` has `{key}`; this one is `{kind}`");
                 report.add(node.head, node.path.clone(), found(node), format!("no `{key}`"), Some(&hint));
@@ -238,7 +254,10 @@ fn networks<'n>(root: &'n Node, report: &mut Report<'_>) -> Vec<Network<'n>> {
             report.at(node, found(node), "the name of a bridge of the host, for instance br0", None);
         }
         let net = if kind == "nat" { host_net(address, report) } else { None };
-        networks.push(Network { name, net });
+        if let Some(net) = net {
+            dhcp_range(dhcp, net, "the host", report);
+        }
+        networks.push(Network { name, net, dhcp_range: dhcp });
     }
     networks
 }

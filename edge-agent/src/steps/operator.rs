@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_api::appliance::{ApplianceSpec, Network, NetworkType, Registry, StoragePool};
+use edge_api::appliance::{AddressRange, ApplianceSpec, Network, NetworkType, Registry, StoragePool};
 use edge_api::names::{LOCAL_APPLIANCE, NAMESPACE, OWN_ORIGIN, REGISTRY_PORT, REGISTRY_PULL_SECRET};
 use edge_api::{Appliance, SiteConfig, condition, site};
 use futures::future::LocalBoxFuture;
@@ -144,13 +144,15 @@ fn appliance_spec(world: &World, config: &SiteConfig) -> Result<ApplianceSpec, F
     let image_pool =
         pools.first().map(|p| p.name.clone()).ok_or_else(|| Failure::new("the site has no storage pool"))?;
     let networks = crate::site::effective_networks(config).into_iter().map(|network| {
-        let site::Network { name, type_, address, bridge } = network;
+        let site::Network { name, type_, address, dhcp_range, bridge } = network;
         let type_ = match type_ {
             site::NetworkType::Nat => NetworkType::Nat,
             site::NetworkType::Isolated => NetworkType::Isolated,
             site::NetworkType::Bridge => NetworkType::Bridge,
         };
-        Network { name, type_, address: address.map(|a| a.to_string()), dhcp: None, bridge }
+        let dhcp = dhcp_range
+            .map(|site::DhcpRange { start, end }| AddressRange { start: start.to_string(), end: end.to_string() });
+        Network { name, type_, address: address.map(|a| a.to_string()), dhcp, bridge }
     });
     Ok(ApplianceSpec {
         id: world.identity.appliance_id.to_string(),

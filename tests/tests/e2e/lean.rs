@@ -1,4 +1,5 @@
-//! A cluster that two emulated CPUs bear while its control plane is there twice: no workers at first, no add-ons.
+//! A cluster that two emulated CPUs bear while its control plane is there twice: no workers at first, no add-ons. Its
+//! machines have their addresses by DHCP.
 
 use anyhow::{Context, Result};
 use edge_api::cluster_profile::{ClusterLayerKind, ClusterProfileSpec, ProfileType};
@@ -15,7 +16,11 @@ const PROFILE: &str = "lean";
 pub fn ask_for_it(appliance: &Appliance) -> Result<()> {
     appliance.edit_cluster("  profile: edge\n", &format!("  profile: {PROFILE}\n"))?;
     appliance.edit_cluster("  controlPlane:\n", "  controlPlane:\n    allowWorkers: true\n")?;
-    appliance.edit_cluster("    - name: general\n      size: 1\n", "    - name: general\n      size: 0\n")
+    appliance.edit_cluster("    - name: general\n      size: 1\n", "    - name: general\n      size: 0\n")?;
+    appliance.edit_cluster("        - name: wan\n          addressPool: nodes\n", "        - name: wan\n")?;
+    let wan = format!("    address: 192.168.{}.1/24\n", appliance.wan);
+    let range = format!("    dhcp_range: {{start: 192.168.{0}.100, end: 192.168.{0}.120}}\n", appliance.wan);
+    appliance.site.edit(&wan, &(wan.clone() + &range))
 }
 
 /// Makes the profile, on an appliance that is ready.

@@ -35,6 +35,12 @@ impl Site {
         self.dir.path()
     }
 
+    /// Edits the site file, before it is used.
+    pub fn edit(&self, from: &str, to: &str) -> Result<()> {
+        let text = replace(&fs::read_to_string(self.file())?, from, to)?;
+        fs::write(self.file(), text).with_context(|| self.file().display().to_string())
+    }
+
     fn file(&self) -> PathBuf {
         self.dir().join("unattended.yaml")
     }

@@ -127,6 +127,8 @@ fn networks_and_the_router_on_them() {
     refused_at(&networks("192.168.151.1/24", lan), &[(3, 11, "router.wan_ip")]);
     refused_at(&networks("192.168.150.2/24", lan), &[(3, 11, "router.wan_ip")]);
     refused_at(&networks("192.168.150.1/25", lan), &[(3, 11, "router.wan_ip")]);
+    let range = "192.168.150.1/24, dhcp_range: {start: 192.168.150.2, end: 192.168.150.9}";
+    refused_at(&networks(range, lan), &[(6, 55, "networks[0].dhcp_range")]);
     refused_at(&networks("192.168.150.0/24", lan), &[(6, 37, "networks[0].address")]);
     refused_at(
         &networks("192.168.200.9/24", "  - {name: lan, type: isolated}\n"),
@@ -141,6 +143,22 @@ fn networks_and_the_router_on_them() {
             vec![(1, 49, "networks[0].address")],
         ),
         ("networks: [{name: a, type: nat, address: 10.0.0.1/24, bridge: br0}]\n", vec![(1, 55, "networks[0].bridge")]),
+        (
+            "networks: [{name: a, type: isolated, dhcp_range: {start: 10.0.0.5, end: 10.0.0.9}}]\n",
+            vec![(1, 38, "networks[0].dhcp_range")],
+        ),
+        (
+            "networks:\n  - {name: a, type: nat, address: 10.0.0.7/24, dhcp_range: {start: 10.0.0.5, end: 10.0.0.9}}\n",
+            vec![(2, 48, "networks[0].dhcp_range")],
+        ),
+        (
+            "networks:\n  - {name: a, type: nat, address: 10.0.0.1/24, dhcp_range: {start: 10.0.0.9, end: 10.0.0.5}}\n",
+            vec![(2, 83, "networks[0].dhcp_range.end")],
+        ),
+        (
+            "networks:\n  - {name: a, type: nat, address: 10.0.0.1/24, dhcp_range: {start: 10.0.1.5, end: 10.0.0.9}}\n",
+            vec![(2, 68, "networks[0].dhcp_range.start")],
+        ),
         ("networks: [{name: a, type: bridge, bridge: ../etc}]\n", vec![(1, 44, "networks[0].bridge")]),
         ("networks: [{name: a, type: isolated}, {name: a, type: isolated}]\n", vec![(1, 46, "networks[1].name")]),
         (
