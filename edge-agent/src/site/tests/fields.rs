@@ -156,7 +156,7 @@ fn networks_and_the_router_on_them() {
             vec![(2, 83, "networks[0].dhcp_range.end")],
         ),
         (
-            "networks:\n  - {name: a, type: nat, address: 10.0.0.1/24, dhcp_range: {start: 10.0.1.5, end: 10.0.0.9}}\n",
+            "networks:\n  - {name: a, type: nat, address: 10.0.0.1/24, dhcp_range: {start: 9.0.0.5, end: 10.0.0.9}}\n",
             vec![(2, 68, "networks[0].dhcp_range.start")],
         ),
         ("networks: [{name: a, type: bridge, bridge: ../etc}]\n", vec![(1, 44, "networks[0].bridge")]),
