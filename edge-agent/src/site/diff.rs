@@ -42,7 +42,7 @@ impl Changes {
 /// Compares two valid site files.
 ///
 /// A reinstall is needed for what the system cluster or a disk was made with: identity, mode, name servers of the
-/// node container, the path of a pool, the kind or address of a network that guests are on.
+/// node container, the path of a pool, the kind, address or DHCP range of a network that guests are on.
 pub fn diff(old: &SiteConfig, new: &SiteConfig) -> Changes {
     // No `..`: a new field must be decided here.
     let SiteConfig { device_id, mode, proxy, router, host, hub, profile, storage_pools: _, networks: _, ssh_keys } =

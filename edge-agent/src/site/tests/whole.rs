@@ -48,6 +48,8 @@ fn differences() {
     );
     check(&named, &[], &[]);
     check(&format!("{named}  - {{name: x, type: isolated}}\n"), &["networks.x"], &[]);
+    let leases = "150.1/24, dhcp_range: {start: 192.168.150.100, end: 192.168.150.150}";
+    check(&named.replace("150.1/24", leases), &[], &["networks.wan.dhcp_range"]);
     check(&named.replace("isolated", "bridge, bridge: br0"), &[], &["networks.lan.type", "networks.lan.bridge"]);
     check("mode: standalone\n", &["router"], &[]);
     let pools = |text: &str| valid(&format!("storage_pools: [{text}]\n"));
