@@ -6,7 +6,7 @@ pub mod labels;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use edge_api::appliance::{HostStatus, Network};
+use edge_api::appliance::{AddressRange, HostStatus, Network};
 use edge_api::cluster_api::ApiEndpoint;
 use edge_api::edge_cluster::{Hardware, LoadBalancer, Placement, Rollout, Taint};
 use edge_api::names::CLUSTER_IMAGE_PREFIX;
@@ -271,9 +271,28 @@ impl<'a> Check<'a> {
                 }
             }
             if let Some(pool) = &wanted.address_pool {
-                self.valid_pool(&format!("{field}.addressPool"), pool);
+                self.usable_pool(&format!("{field}.addressPool"), pool);
             }
         }
+    }
+
+    /// A valid pool, none of whose addresses a network of the appliance leases by DHCP.
+    fn usable_pool(&mut self, field: &str, name: &str) -> Option<ValidatedPool> {
+        let pool = self.valid_pool(field, name)?;
+        for network in self.site.appliance.map(|a| a.spec.networks.as_slice()).unwrap_or_default() {
+            let Some(AddressRange { start, end }) = &network.dhcp else { continue };
+            let range = start.parse::<Ipv4Addr>().ok().zip(end.parse::<Ipv4Addr>().ok());
+            if range.is_some_and(|(first, last)| pool.overlaps(first, last)) {
+                let message = format!(
+                    "IPPool {name}, {}, overlaps with the DHCP range of network {}, {start} to {end}: expected \
+                     addresses apart",
+                    pool.display(),
+                    network.name
+                );
+                self.error(field, message);
+            }
+        }
+        Some(pool)
     }
 
     /// A pool that exists and makes sense.
@@ -363,7 +382,7 @@ impl<'a> Check<'a> {
 
     fn load_balancer(&mut self) {
         let Some(LoadBalancer { address_pool, addresses }) = &self.cluster.spec.load_balancer else { return };
-        let valid = self.valid_pool("spec.loadBalancer.addressPool", address_pool);
+        let valid = self.usable_pool("spec.loadBalancer.addressPool", address_pool);
         if let Some(total) = valid.map(|pool| pool.total()).filter(|total| u64::from(*addresses) > *total) {
             let message = format!("{addresses}: expected at most {total}, which IPPool {address_pool} has");
             self.error("spec.loadBalancer.addresses", message);

@@ -119,6 +119,11 @@ impl ValidatedPool {
         (self.first..=self.last).contains(&address.to_bits())
     }
 
+    /// Whether it has addresses between these two, both included.
+    pub fn overlaps(&self, first: Ipv4Addr, last: Ipv4Addr) -> bool {
+        self.first <= last.to_bits() && first.to_bits() <= self.last
+    }
+
     /// How many addresses may be given out.
     pub fn total(&self) -> u64 {
         let all = u64::from(self.last - self.first) + 1;

@@ -169,7 +169,7 @@ type Edit = fn(&mut World);
 
 /// What is wrong, how it comes to be so, and what is said of it.
 #[rustfmt::skip]
-const CASES: [(&str, Edit, &str); 47] = [
+const CASES: [(&str, Edit, &str); 49] = [
     ("size", |w| w.edge["spec"]["controlPlane"]["size"] = json!(2),
         "spec.controlPlane.size: 2: expected 1, 3 or 5"),
     ("contract first alone", |w| w.edge["spec"]["controlPlane"]["size"] = json!(1),
@@ -229,6 +229,10 @@ const CASES: [(&str, Edit, &str); 47] = [
         "spec.placements[0].networks[0].addressPool: \"none\": expected an IPPool: machines, services"),
     ("invalid address pool", |w| w.pools[0]["spec"]["range"]["start"] = json!("10.0.0.90"),
         "spec.placements[0].networks[0].addressPool: IPPool machines is invalid: spec.range starts at 10.0.0.90 and ends before that"),
+    ("address pool in DHCP", |w| w.pools[0]["spec"]["range"]["end"] = json!("10.0.0.100"),
+        "spec.placements[0].networks[0].addressPool: IPPool machines, 10.0.0.20 to 10.0.0.100, overlaps with the DHCP range of network nodes, 10.0.0.100 to 10.0.0.120: expected addresses apart"),
+    ("services' pool in DHCP", |w| w.pools[1]["spec"]["range"] = json!({ "start": "10.0.0.120", "end": "10.0.0.130" }),
+        "spec.loadBalancer.addressPool: IPPool services, 10.0.0.120 to 10.0.0.130, overlaps with the DHCP range"),
     ("services' pool", |w| w.edge["spec"]["loadBalancer"]["addressPool"] = json!("none"),
         "spec.loadBalancer.addressPool: \"none\": expected an IPPool: machines, services"),
     ("services", |w| w.edge["spec"]["loadBalancer"]["addresses"] = json!(11),
