@@ -5,6 +5,7 @@ pub mod appliance;
 pub mod cluster_api;
 pub mod context;
 pub mod edge_cluster;
+pub mod effects;
 pub mod errors;
 pub mod identity;
 pub mod image;

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edge_api::agent::FORCE_AFTER_SECONDS;
 use edge_api::names::NAMESPACE;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use vm_operator::context::Times;
+use vm_operator::effects;
 use vm_operator::run::{Options, run};
 
 #[derive(Parser)]
@@ -47,6 +49,12 @@ struct Run {
     /// Seconds between two looks for the addresses of a guest that has some.
     #[arg(long, default_value_t = 60)]
     address_seconds: u64,
+    /// Seconds after which a cluster's deletion that was asked to be forced does not wait any longer.
+    #[arg(long, default_value_t = FORCE_AFTER_SECONDS.unsigned_abs())]
+    force_seconds: u64,
+    /// Seconds for which it is told that a guest's bootstrap failed before its machine is given up.
+    #[arg(long, default_value_t = 300)]
+    bootstrap_seconds: u64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -83,7 +91,8 @@ fn log(format: LogFormat) {
 }
 
 async fn start(arguments: Run) -> anyhow::Result<()> {
-    let client = kube::Client::try_default().await.context("find the API server")?;
+    let config = kube::Config::infer().await.context("find the API server")?;
+    let client = effects::client(config).context("prepare to talk to the API server")?;
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -93,12 +102,13 @@ async fn start(arguments: Run) -> anyhow::Result<()> {
         tracing::info!("stopping");
         stopper.cancel();
     });
-    let Run { namespace, health, log_format: _, shutdown_seconds, resync_seconds, address_seconds } = arguments;
     let times = Times {
-        shutdown: Duration::from_secs(shutdown_seconds),
-        resync: Duration::from_secs(resync_seconds),
-        addresses: Duration::from_secs(address_seconds),
-        ..Times::default()
+        shutdown: Duration::from_secs(arguments.shutdown_seconds),
+        resync: Duration::from_secs(arguments.resync_seconds),
+        addresses: Duration::from_secs(arguments.address_seconds),
+        force: Duration::from_secs(arguments.force_seconds),
+        bootstrap: Duration::from_secs(arguments.bootstrap_seconds),
     };
+    let Run { namespace, health, .. } = arguments;
     run(client, Options { namespace, health: Some(health), times }, stop).await
 }

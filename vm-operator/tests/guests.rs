@@ -4,69 +4,14 @@
 mod support;
 
 use anyhow::{Context as _, Result};
-use edge_api::cluster_api::LABEL_CLUSTER;
 use edge_api::{Appliance, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine, condition};
-use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
-use support::objects::{
-    bootstrap_secret, cluster, create, files, libvirt_cluster, message, names, own, pool, provisioned, reason, subnet,
-    until,
-};
+use support::guests::{fail_bootstrap, join, make};
+use support::objects::{files, message, names, reason, subnet, until};
 use support::{LONG, NAMESPACE, Site};
-use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
+use vm_operator::cluster_api::upstream::{IPAddress, IPAddressClaim, Machine};
 
 const URI: &str = "qemu:///system";
-
-/// A cluster of one machine, whose guest answers and is no node yet.
-async fn make(site: &Site, number: u8) -> Result<()> {
-    let net = subnet(number);
-    let range = json!({ "start": format!("{net}.20"), "end": format!("{net}.29") });
-    pool(site, "nodes", json!({ "range": range, "prefix": 24, "gateway": format!("{net}.1") })).await?;
-    let owner = cluster(site, "one").await?;
-    libvirt_cluster(site, "one", Some(&format!("{net}.10"))).await?;
-    own::<LibvirtCluster>(site, "one", &owner).await?;
-    provisioned(site, "one").await?;
-    bootstrap_secret(site, "node-data", "cloud-config").await?;
-    let labels = json!({ LABEL_CLUSTER: "one" });
-    let infrastructure =
-        json!({ "apiGroup": "infrastructure.cluster.x-k8s.io", "kind": "LibvirtMachine", "name": "node" });
-    let spec = json!({
-        "clusterName": "one", "bootstrap": { "dataSecretName": "node-data" }, "infrastructureRef": infrastructure,
-    });
-    create::<Machine>(site, json!({ "name": "node", "labels": labels }), spec).await?;
-    let machine = own::<Machine>(site, "node", &owner).await?;
-    let spec = json!({
-        "appliance": "local", "vcpus": 1, "memoryMiB": 256, "image": "tiny", "kernelArgs": "console=ttyS0",
-        "rootDisk": { "pool": "default", "sizeGiB": 1 },
-        "interfaces": [{ "network": "wan", "addressPool": "nodes" }],
-    });
-    create::<LibvirtMachine>(site, json!({ "name": "node", "labels": labels }), spec).await?;
-    own::<LibvirtMachine>(site, "node", &machine).await?;
-    own::<Secret>(site, "node-data", &machine).await?;
-    site.wait::<LibvirtMachine>("node", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;
-    Ok(())
-}
-
-/// What core and control plane would say once the guest is a node, which `clusterctl` wants before it moves it.
-async fn join(site: &Site) -> Result<()> {
-    let now = "2026-01-01T00:00:00Z";
-    let initialized = json!([{
-        "type": "ControlPlaneInitialized", "status": "True", "reason": "Initialized", "message": "played",
-        "lastTransitionTime": now,
-    }]);
-    let status = json!({ "status": { "conditions": initialized } });
-    site.api::<Cluster>().patch_status("one", &PatchParams::default(), &Patch::Merge(&status)).await?;
-    let machines = kube::Api::<kube::core::DynamicObject>::namespaced_with(
-        site.client(),
-        NAMESPACE,
-        &kube::core::ApiResource::erase::<Machine>(&()),
-    );
-    let status = json!({ "status": { "nodeRef": { "name": "node" } } });
-    machines.patch_status("node", &PatchParams::default(), &Patch::Merge(&status)).await?;
-    Ok(())
-}
 
 /// Process of a running domain.
 fn process(domain: &str) -> Result<String> {
@@ -138,14 +83,6 @@ async fn move_leaves_guests_alone() -> Result<()> {
     Ok(())
 }
 
-/// Carries a script out in a guest.
-fn in_guest(domain: &virt::domain::Domain, script: &str) -> Result<()> {
-    let arguments = json!({ "path": "/bin/sh", "arg": ["-c", script], "capture-output": true });
-    let command = json!({ "execute": "guest-exec", "arguments": arguments });
-    domain.qemu_agent_command(&command.to_string(), 10, 0).context("guest-exec")?;
-    Ok(())
-}
-
 /// A guest that says that it ended without success has the end of its log in the condition, without its token; and it
 /// is provisioned nevertheless.
 #[tokio::test]
@@ -156,12 +93,7 @@ async fn a_failed_bootstrap_is_told() -> Result<()> {
     site.image("tiny", &site.registry.push_tiny().await?).await?;
     make(&site, 35).await?;
     let id = site.api::<VirtualMachine>().get("node").await?.spec.id.parse()?;
-    let domain = support::libvirt()?.lookup_domain_by_uuid(id)?;
-    let script = "mkdir -p /run/cloud-init /run/cluster-api /var/log; \
-                  for n in $(seq 40); do echo line $n; done > /var/log/cloud-init-output.log; \
-                  echo 'kubeadm join --token abcdef.0123456789abcdef: timed out' >> /var/log/cloud-init-output.log; \
-                  echo '{}' > /run/cloud-init/result.json";
-    in_guest(&domain, script)?;
+    fail_bootstrap(id)?;
     let failed = reason::<LibvirtMachine>(&site, "node", "BootstrapFailed").await?;
     let told = message(&serde_json::to_value(&failed)?);
     assert!(told.contains("line 40 | kubeadm join --token [redacted] timed out"), "{told}");

@@ -17,6 +17,7 @@ use super::{
     AddressSource, DomainFacts, DomainState, Error, FoundAddress, HostFacts, Hypervisor, NetworkFacts, PoolFacts,
     VolumeFacts, agent, capabilities, domains, events, networks, volumes,
 };
+use crate::effects::Effect;
 
 /// Bytes per message to libvirtd; its limit for stream packets is 256 KiB.
 const CHUNK: usize = 256 * 1024;
@@ -90,6 +91,7 @@ impl Libvirt {
 
     fn update_reservation(
         &self,
+        effect: Effect,
         command: sys::virNetworkUpdateCommand,
         network: &str,
         reservation: &Reservation,
@@ -100,7 +102,9 @@ impl Libvirt {
         let flags = sys::VIR_NETWORK_UPDATE_AFFECT_CONFIG | live;
         // Of the only address block that has DHCP.
         let any = -1;
-        call(found.update(command, sys::VIR_NETWORK_SECTION_IP_DHCP_HOST, any, &reservation.xml(), flags), what)
+        effect.around(|| {
+            call(found.update(command, sys::VIR_NETWORK_SECTION_IP_DHCP_HOST, any, &reservation.xml(), flags), what)
+        })
     }
 }
 
@@ -145,34 +149,37 @@ impl Hypervisor for Libvirt {
     }
 
     fn define_network(&self, xml: &str) -> Result<(), Error> {
-        call(self.connect.define_network_xml(xml), || "define a network".to_owned()).map(drop)
+        Effect::DefineNetwork
+            .around(|| call(self.connect.define_network_xml(xml), || "define a network".to_owned()).map(drop))
     }
 
     fn start_network(&self, name: &str) -> Result<(), Error> {
-        call(self.find_network(name)?.create(), || format!("start network {name}"))
+        let network = self.find_network(name)?;
+        Effect::StartNetwork.around(|| call(network.create(), || format!("start network {name}")))
     }
 
     fn stop_network(&self, name: &str) -> Result<(), Error> {
         let Some(network) = optional(self.find_network(name))? else { return Ok(()) };
-        call(network.destroy(), || format!("stop network {name}"))
+        Effect::StopNetwork.around(|| call(network.destroy(), || format!("stop network {name}")))
     }
 
     fn autostart_network(&self, name: &str) -> Result<(), Error> {
-        call(self.find_network(name)?.set_autostart(true), || format!("autostart network {name}"))
+        let network = self.find_network(name)?;
+        Effect::AutostartNetwork.around(|| call(network.set_autostart(true), || format!("autostart network {name}")))
     }
 
     fn undefine_network(&self, name: &str) -> Result<(), Error> {
         let Some(network) = optional(self.find_network(name))? else { return Ok(()) };
-        call(network.undefine(), || format!("undefine network {name}"))
+        Effect::UndefineNetwork.around(|| call(network.undefine(), || format!("undefine network {name}")))
     }
 
     fn reserve_address(&self, network: &str, reservation: &Reservation) -> Result<(), Error> {
-        self.update_reservation(sys::VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, network, reservation)
+        self.update_reservation(Effect::ReserveAddress, sys::VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, network, reservation)
     }
 
     fn release_address(&self, network: &str, reservation: &Reservation) -> Result<(), Error> {
         let command = sys::VIR_NETWORK_UPDATE_COMMAND_DELETE;
-        optional(self.update_reservation(command, network, reservation)).map(drop)
+        optional(self.update_reservation(Effect::ReleaseAddress, command, network, reservation)).map(drop)
     }
 
     fn pools(&self) -> Result<Vec<PoolFacts>, Error> {
@@ -186,26 +193,29 @@ impl Hypervisor for Libvirt {
     }
 
     fn define_pool(&self, xml: &str) -> Result<(), Error> {
-        call(self.connect.define_storage_pool_xml(xml, 0), || "define a storage pool".to_owned()).map(drop)
+        Effect::DefinePool.around(|| {
+            call(self.connect.define_storage_pool_xml(xml, 0), || "define a storage pool".to_owned()).map(drop)
+        })
     }
 
     fn start_pool(&self, name: &str) -> Result<(), Error> {
         let pool = self.find_pool(name)?;
         // Makes the directory; it is no error that it exists.
-        call(pool.build(0), || format!("build storage pool {name}"))?;
-        call(pool.create(0), || format!("start storage pool {name}"))
+        Effect::BuildPool.around(|| call(pool.build(0), || format!("build storage pool {name}")))?;
+        Effect::StartPool.around(|| call(pool.create(0), || format!("start storage pool {name}")))
     }
 
     fn autostart_pool(&self, name: &str) -> Result<(), Error> {
-        call(self.find_pool(name)?.set_autostart(true), || format!("autostart storage pool {name}"))
+        let pool = self.find_pool(name)?;
+        Effect::AutostartPool.around(|| call(pool.set_autostart(true), || format!("autostart storage pool {name}")))
     }
 
     fn remove_pool(&self, name: &str) -> Result<(), Error> {
         let Some(pool) = optional(self.find_pool(name))? else { return Ok(()) };
         if call(pool.is_active(), || format!("read storage pool {name}"))? {
-            call(pool.destroy(), || format!("stop storage pool {name}"))?;
+            Effect::StopPool.around(|| call(pool.destroy(), || format!("stop storage pool {name}")))?;
         }
-        call(pool.undefine(), || format!("undefine storage pool {name}"))
+        Effect::UndefinePool.around(|| call(pool.undefine(), || format!("undefine storage pool {name}")))
     }
 
     fn refresh_pool(&self, name: &str) -> Result<(), Error> {
@@ -240,18 +250,21 @@ impl Hypervisor for Libvirt {
 
     fn create_volume(&self, pool: &str, xml: &str) -> Result<(), Error> {
         let found = self.find_pool(pool)?;
-        call(StorageVol::create_xml(&found, xml, 0), || format!("make a volume in pool {pool}")).map(drop)
+        let what = || format!("make a volume in pool {pool}");
+        Effect::CreateVolume.around(|| call(StorageVol::create_xml(&found, xml, 0), what)).map(drop)
     }
 
     fn grow_volume(&self, pool: &str, name: &str, size: u64) -> Result<(), Error> {
         // Without its flag for that, the call refuses to make anything smaller.
         let volume = self.find_volume(pool, name)?;
-        call(volume.resize(size, 0), || format!("grow volume {name} of pool {pool} to {} GiB", size >> 30))
+        let what = || format!("grow volume {name} of pool {pool} to {} GiB", size >> 30);
+        Effect::GrowVolume.around(|| call(volume.resize(size, 0), what))
     }
 
     fn delete_volume(&self, pool: &str, name: &str) -> Result<(), Error> {
         let Some(volume) = optional(self.find_volume(pool, name))? else { return Ok(()) };
-        match call(volume.delete(0), || format!("delete volume {name} of pool {pool}")) {
+        let what = || format!("delete volume {name} of pool {pool}");
+        match Effect::DeleteVolume.around(|| call(volume.delete(0), what)) {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         }
@@ -263,7 +276,7 @@ impl Hypervisor for Libvirt {
         let stream = call(Stream::new(&self.connect, 0), what)?;
         call(volume.upload(&stream, 0, length, 0), what)?;
         match send(&stream, name, length, data, what) {
-            Ok(()) => call(stream.finish(), what),
+            Ok(()) => Effect::FinishUpload.around(|| call(stream.finish(), what)),
             Err(error) => {
                 if let Err(abort) = stream.abort() {
                     tracing::debug!(error = %abort, "cannot abort the stream");
@@ -313,15 +326,18 @@ impl Hypervisor for Libvirt {
     }
 
     fn define_domain(&self, xml: &str) -> Result<(), Error> {
-        call(self.connect.define_domain_xml(xml), || "define the domain".to_owned()).map(drop)
+        Effect::DefineDomain
+            .around(|| call(self.connect.define_domain_xml(xml), || "define the domain".to_owned()).map(drop))
     }
 
     fn autostart_domain(&self, uuid: Uuid, autostart: bool) -> Result<(), Error> {
-        call(self.find_domain(uuid)?.set_autostart(autostart), || format!("autostart domain {uuid}"))
+        let domain = self.find_domain(uuid)?;
+        Effect::AutostartDomain.around(|| call(domain.set_autostart(autostart), || format!("autostart domain {uuid}")))
     }
 
     fn start_domain(&self, uuid: Uuid) -> Result<(), Error> {
-        call(self.find_domain(uuid)?.create(), || format!("start domain {uuid}"))
+        let domain = self.find_domain(uuid)?;
+        Effect::StartDomain.around(|| call(domain.create(), || format!("start domain {uuid}")))
     }
 
     fn shutdown_domain(&self, uuid: Uuid) -> Result<(), Error> {
@@ -329,7 +345,7 @@ impl Hypervisor for Libvirt {
         if let Err(error) = events::limit_agent(&domain, AGENT_SECONDS) {
             tracing::debug!(%error, "no limit for the guest agent");
         }
-        call(domain.shutdown(), || format!("shut domain {uuid} down"))
+        Effect::ShutDownDomain.around(|| call(domain.shutdown(), || format!("shut domain {uuid} down")))
     }
 
     fn destroy_domain(&self, uuid: Uuid) -> Result<(), Error> {
@@ -337,15 +353,16 @@ impl Hypervisor for Libvirt {
         if !call(domain.is_active(), || format!("read domain {uuid}"))? {
             return Ok(());
         }
-        call(domain.destroy(), || format!("destroy domain {uuid}"))
+        Effect::DestroyDomain.around(|| call(domain.destroy(), || format!("destroy domain {uuid}")))
     }
 
     fn grow_disk(&self, uuid: Uuid, pool: &str, name: &str, size: u64) -> Result<(), Error> {
         // QEMU would make it smaller as well: nobody else may have made it larger meanwhile.
         let Some(volume) = self.volume(pool, name)?.filter(|volume| volume.capacity < size) else { return Ok(()) };
-        call(self.find_domain(uuid)?.block_resize(&volume.path, size, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES), || {
-            format!("grow volume {name} of running domain {uuid} to {} GiB", size >> 30)
-        })
+        let domain = self.find_domain(uuid)?;
+        let what = || format!("grow volume {name} of running domain {uuid} to {} GiB", size >> 30);
+        let resize = || domain.block_resize(&volume.path, size, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES);
+        Effect::GrowDisk.around(|| call(resize(), what))
     }
 
     fn undefine_domain(&self, uuid: Uuid) -> Result<(), Error> {
@@ -356,7 +373,7 @@ impl Hypervisor for Libvirt {
             | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             | sys::VIR_DOMAIN_UNDEFINE_TPM;
         // Drivers that know none of the flags refuse them all.
-        match domain.undefine_flags(all).or_else(|_| domain.undefine()) {
+        match Effect::UndefineDomain.around(|| domain.undefine_flags(all).or_else(|_| domain.undefine())) {
             Err(refusal) => {
                 let error = Error::Call { what: format!("undefine domain {uuid}"), refusal };
                 if error.is_not_found() { Ok(()) } else { Err(error) }
@@ -426,7 +443,7 @@ fn send(stream: &Stream, name: &str, length: u64, data: &mut dyn Read, what: imp
         }
         let mut rest = &buffer[..filled];
         while !rest.is_empty() {
-            let taken = call(stream.send(rest), &what)?;
+            let taken = Effect::UploadPart.around(|| call(stream.send(rest), &what))?;
             // -2 means "would block", which a blocking stream never says.
             rest = &rest[usize::try_from(taken).unwrap_or(0)..];
         }

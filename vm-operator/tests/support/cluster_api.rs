@@ -105,7 +105,7 @@ impl Core {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
-            .arg(format!("--kubeconfig={}", kubeconfig(plane)?.display()))
+            .arg(format!("--kubeconfig={}", super::kubeconfig_as(plane, MANAGER)?.display()))
             .arg(format!("--webhook-cert-dir={}", dir.display()))
             .arg(format!("--webhook-port={port}"))
             .args(["--leader-elect=false", "--health-addr=127.0.0.1:0", "--diagnostics-address=127.0.0.1:0"])
@@ -206,16 +206,6 @@ async fn grant(client: &Client) -> Result<()> {
         Api::<ClusterRoleBinding>::all(client.clone()).patch(name, &params, &Patch::Apply(&binding)).await?;
     }
     Ok(())
-}
-
-fn kubeconfig(plane: &ControlPlane) -> Result<PathBuf> {
-    let mut config: Value = serde_json::from_slice(&std::fs::read(plane.kubeconfig())?)?;
-    config["users"][0]["user"]["as"] = json!(MANAGER);
-    config["users"][0]["user"]["as-groups"] = json!(["system:authenticated"]);
-    let path = plane.dir().join("manager.kubeconfig");
-    std::fs::write(&path, config.to_string())?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    Ok(path)
 }
 
 /// The manager's program out of its container image.

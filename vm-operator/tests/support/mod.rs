@@ -6,7 +6,9 @@
 #![allow(dead_code)]
 
 pub mod cluster_api;
+pub mod guests;
 pub mod objects;
+pub mod process;
 pub mod registry;
 pub mod relay;
 
@@ -63,6 +65,13 @@ impl Site {
     /// Starts everything but the operator's objects. Tests run side by side: each has a number of its own, from which
     /// instance and subnet follow.
     pub async fn start(number: u8, uri: &str) -> Result<Self> {
+        let mut site = Self::without_operator(number, uri).await?;
+        site.start_operator(TIMES)?;
+        Ok(site)
+    }
+
+    /// The same, for an operator that is no part of this process.
+    pub async fn without_operator(number: u8, uri: &str) -> Result<Self> {
         let instance = format!("optest{number}");
         let _second_is_fine = rustls::crypto::ring::default_provider().install_default();
         let _second_is_fine = tracing_subscriber::fmt()
@@ -80,7 +89,7 @@ impl Site {
         let namespaces: Api<Namespace> = Api::all(plane.client());
         let namespace = serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?;
         namespaces.create(&PostParams::default(), &namespace).await?;
-        let mut site = Self {
+        let site = Self {
             plane,
             registry,
             dir: dir.path().to_owned(),
@@ -92,7 +101,6 @@ impl Site {
         };
         site.install_rights().await?;
         site.secret("registry-pull", &site.registry.secret()).await?;
-        site.start_operator(TIMES)?;
         Ok(site)
     }
 
@@ -320,6 +328,17 @@ impl Drop for Site {
         }
         purge(&self.instance);
     }
+}
+
+/// Kubeconfig file of a user, for programs; mode 0600.
+pub fn kubeconfig_as(plane: &ControlPlane, user: &str) -> Result<PathBuf> {
+    let mut config: Value = serde_json::from_slice(&std::fs::read(plane.kubeconfig())?)?;
+    config["users"][0]["user"]["as"] = json!(user);
+    config["users"][0]["user"]["as-groups"] = json!(["system:authenticated"]);
+    let path = plane.dir().join(format!("{}.kubeconfig", user.replace(':', "-")));
+    std::fs::write(&path, config.to_string())?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(path)
 }
 
 /// libvirt's own view, past the operator.

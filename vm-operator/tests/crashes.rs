@@ -1,0 +1,355 @@
+//! The operator is ended with SIGKILL before and after every one of its side effects, and gets where it gets undisturbed.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use crash_points::points;
+use edge_api::cluster_api::{ANNOTATION_REMEDIATE, LABEL_CLUSTER};
+use edge_api::edge_cluster::ClusterPhase;
+use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER};
+use edge_api::{
+    Appliance, ClusterProfile, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine,
+    VirtualMachineImage, condition,
+};
+use edge_tests::eventually;
+use edge_tests::wait::Seen;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use support::guests::{fail_bootstrap, make};
+use support::objects::{create, reason, subnet, until};
+use support::process::{Armed, while_it_ends};
+use support::{LONG, SHORT, Site};
+use virt::sys;
+use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
+use vm_operator::effects::Effect;
+
+const URI: &str = "qemu:///system";
+const NUMBER: u8 = 38;
+const IMAGE: &str = "pcg-edge.io/vm/kubernetes-node";
+/// The same in every life, so that its guest has the same address.
+const ONE: &str = "5b0c7f4e-8f0e-4b57-9a3e-2f6f0d0c3801";
+
+/// One life without, one with an end at each point.
+#[tokio::test]
+async fn the_operator_ends_before_and_after_every_effect() -> Result<()> {
+    let site = Site::without_operator(NUMBER, URI).await?;
+    support::cluster_api::install(&site.client()).await?;
+    let tiny = site.registry.push_tiny().await?;
+    site.registry.push_as(IMAGE, Some("1.36.3"), &support::registry::tiny()?).await?;
+    let undisturbed = while_it_ends(&site, &Armed::default(), life(&site, &tiny)).await.context("undisturbed")?;
+
+    let all = points::<Effect>();
+    let armed = Armed::new(all.clone());
+    let outcome = while_it_ends(&site, &armed, life(&site, &tiny)).await;
+    let left = armed.left();
+    println!("{} of {} points passed", all.len() - left.len(), all.len());
+    let disturbed = outcome.context("with an end at each point")?;
+    assert_eq!(undisturbed.len(), disturbed.len());
+    for (expected, found) in undisturbed.iter().zip(&disturbed) {
+        expected.assert_is(found);
+    }
+    assert!(left.is_empty(), "not reached: {left:?}");
+    Ok(())
+}
+
+/// Everything that a machine, a machine of Cluster API and a cluster make, have changed, and take along.
+async fn life(site: &Site, tiny: &str) -> Result<Vec<Look>> {
+    let mut looks = Vec::new();
+    site.appliance().await?;
+    site.image("tiny", tiny).await?;
+    looks.extend(a_machine(site).await.context("a machine")?);
+    looks.extend(a_machine_of_cluster_api(site).await.context("a machine of Cluster API")?);
+    looks.extend(a_cluster(site).await.context("a cluster")?);
+    site.delete::<VirtualMachineImage>("tiny").await?;
+    site.gone::<VirtualMachineImage>("tiny").await?;
+    site.delete::<Appliance>("local").await?;
+    site.gone::<Appliance>("local").await?;
+    looks.push(Look::take(site, "all is gone").await?);
+    Ok(looks)
+}
+
+async fn a_machine(site: &Site) -> Result<Vec<Look>> {
+    let text = |content: &str| BTreeMap::from([("config.txt".to_owned(), content.to_owned())]);
+    site.secret("config", &text("one")).await?;
+    site.secret("seed", &BTreeMap::from([("user-data".to_owned(), "#cloud-config\n".to_owned())])).await?;
+    let disks = |root: u64, logs: u64| {
+        json!({ "rootDisk": { "pool": "default", "sizeGiB": root },
+                "dataDisks": [{ "name": "logs", "pool": "default", "sizeGiB": logs }] })
+    };
+    let mut spec = disks(1, 2);
+    for (key, value) in [
+        ("id", json!(ONE)),
+        ("appliance", json!("local")),
+        ("vcpus", json!(1)),
+        ("memoryMiB", json!(256)),
+        ("image", json!("tiny")),
+        ("kernelArgs", json!("console=ttyS0")),
+        ("guestAgent", json!(true)),
+        ("interfaces", json!([{ "network": "wan" }])),
+        ("cloudInitSecret", json!("seed")),
+        ("configDisk", json!({ "secretName": "config" })),
+    ] {
+        spec[key] = value;
+    }
+    site.create::<VirtualMachine>("one", spec).await?;
+    let ready = site.ready_vm("one").await?;
+    let digest = ready.status.context("status")?.config_digest;
+    let mut looks = vec![Look::take(site, "a machine runs").await?];
+
+    let libvirt = support::libvirt()?;
+    let sizes = |pool: &virt::storage_pool::StoragePool| -> Result<[u64; 2]> {
+        let of =
+            |role| anyhow::Ok(pool.lookup_storage_vol_by_name(&format!("pcg-{ONE}-{role}"))?.info()?.capacity >> 30);
+        Ok([of("root")?, of("data-logs")?])
+    };
+    let pool = libvirt.lookup_storage_pool_by_name(&format!("{}-default", site.instance))?;
+    site.edit::<VirtualMachine>("one", disks(2, 3)).await?;
+    site.see("disks grown under the running guest", |_| Ok(sizes(&pool)? == [2, 3])).await?;
+
+    site.secret("config", &text("two")).await?;
+    site.edit::<VirtualMachine>("one", json!({ "onConfigChange": "Restart" })).await?;
+    site.wait_vm("one", "restarted with the new configuration", LONG, |s| {
+        condition::is_true(&s.conditions, "ConfigCurrent")
+            && condition::is_true(&s.conditions, "Ready")
+            && s.config_digest != digest
+    })
+    .await?;
+    looks.push(Look::take(site, "it runs with other disks and configuration").await?);
+
+    site.edit::<VirtualMachine>("one", json!({ "powerState": "Stopped" })).await?;
+    site.wait_reason("one", "Stopped", LONG).await?;
+    site.edit::<VirtualMachine>("one", disks(3, 4)).await?;
+    site.see("disks grown while it is off", |_| Ok(sizes(&pool)? == [3, 4])).await?;
+    site.wait_reason("one", "Stopped", LONG).await?;
+    looks.push(Look::take(site, "it is off").await?);
+
+    site.edit::<VirtualMachine>("one", json!({ "powerState": "Running" })).await?;
+    site.ready_vm("one").await?;
+    site.delete::<VirtualMachine>("one").await?;
+    site.gone::<VirtualMachine>("one").await?;
+    looks.push(Look::take(site, "it is gone").await?);
+    Ok(looks)
+}
+
+async fn a_machine_of_cluster_api(site: &Site) -> Result<Vec<Look>> {
+    make(site, NUMBER).await?;
+    let mut looks = vec![Look::take(site, "a machine of Cluster API runs").await?];
+    fail_bootstrap(site.api::<VirtualMachine>().get("node").await?.spec.id.parse()?)?;
+    reason::<LibvirtMachine>(site, "node", "BootstrapFailed").await?;
+    until("another machine to be asked for", async || {
+        let annotations = site.api::<Machine>().get("node").await?.annotations().clone();
+        Ok((annotations.contains_key(ANNOTATION_REMEDIATE), annotations))
+    })
+    .await?;
+    site.delete::<LibvirtMachine>("node").await?;
+    site.gone::<LibvirtMachine>("node").await?;
+    site.delete::<Machine>("node").await?;
+    site.delete::<LibvirtCluster>("one").await?;
+    site.gone::<LibvirtCluster>("one").await?;
+    site.delete::<Cluster>("one").await?;
+    site.delete::<Secret>("node-data").await?;
+    site.delete::<IPPool>("nodes").await?;
+    site.gone::<IPPool>("nodes").await?;
+    looks.push(Look::take(site, "it is gone too").await?);
+    Ok(looks)
+}
+
+async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
+    let net = subnet(NUMBER);
+    let profile = json!({ "version": "1.0.0", "type": "Full", "layers": [
+        { "name": "os", "kind": "OS", "os": { "image": IMAGE } },
+        { "name": "kubernetes", "kind": "Kubernetes", "version": "1.36.3",
+          "kubernetes": { "podCIDR": "10.244.0.0/16", "serviceCIDR": "10.96.0.0/12" } },
+        { "name": "network", "kind": "Network", "manifests": [{ "inline": "{}" }] },
+        { "name": "storage", "kind": "Storage", "manifests": [{ "inline": "{}" }] },
+    ] });
+    site.create::<ClusterProfile>("edge", profile).await?;
+    let range = json!({ "start": format!("{net}.40"), "end": format!("{net}.49") });
+    site.create::<IPPool>("services", json!({ "range": range, "prefix": 24 })).await?;
+    let hardware = json!({ "vcpus": 2, "memoryMiB": 1800, "rootDiskGiB": 20 });
+    let wanted = json!({
+        "profile": "edge", "virtualIP": format!("{net}.10"),
+        "controlPlane": { "size": 1, "hardware": hardware, "allowWorkers": true },
+        "placements": [{ "appliance": "local", "networks": [{ "name": "wan" }], "targetPool": "default" }],
+        "loadBalancer": { "addressPool": "services", "addresses": 2 },
+    });
+    site.create::<EdgeCluster>("shop", wanted).await?;
+    has_addresses(site, 2).await?;
+    let ready = |c: &[edge_api::Condition]| condition::is_true(c, "Ready");
+    site.wait::<VirtualMachineImage>("kubernetes-v1.36.3", "Ready", ready, LONG).await?;
+    let mut looks = vec![Look::take(site, "a cluster is asked for").await?];
+    site.edit::<EdgeCluster>("shop", json!({ "loadBalancer": { "addresses": 1 } })).await?;
+    site.gone::<IPAddress>("shop-lb-1").await?;
+    has_addresses(site, 1).await?;
+    looks.push(Look::take(site, "it has one address less").await?);
+
+    // As Cluster API holds it, with infrastructure that nobody takes apart.
+    let held = json!({ "metadata": { "finalizers": ["cluster.cluster.x-k8s.io"] } });
+    site.api::<Cluster>().patch("shop", &PatchParams::default(), &Patch::Merge(&held)).await?;
+    let metadata = |name: &str| json!({ "name": name, "labels": { LABEL_CLUSTER: "shop" }, "finalizers": [FINALIZER] });
+    create::<LibvirtCluster>(site, metadata("shop-c"), json!({ "appliance": "local", "network": "wan" })).await?;
+    let machine = json!({
+        "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "tiny", "interfaces": [{ "network": "wan" }],
+    });
+    create::<LibvirtMachine>(site, metadata("shop-m"), machine).await?;
+    site.delete::<EdgeCluster>("shop").await?;
+    let force = json!({ "metadata": { "annotations": { ANNOTATION_FORCE_DELETE: "true" } } });
+    site.api::<EdgeCluster>().patch("shop", &PatchParams::default(), &Patch::Merge(&force)).await?;
+    site.gone::<EdgeCluster>("shop").await?;
+    site.gone::<LibvirtMachine>("shop-m").await?;
+    site.gone::<LibvirtCluster>("shop-c").await?;
+    let free = json!({ "metadata": { "finalizers": null } });
+    site.api::<Cluster>().patch("shop", &PatchParams::default(), &Patch::Merge(&free)).await?;
+    site.gone::<Cluster>("shop").await?;
+    site.gone::<VirtualMachineImage>("kubernetes-v1.36.3").await?;
+    site.delete::<IPPool>("services").await?;
+    site.gone::<IPPool>("services").await?;
+    site.delete::<ClusterProfile>("edge").await?;
+    looks.push(Look::take(site, "it is gone, by force").await?);
+    Ok(looks)
+}
+
+async fn has_addresses(site: &Site, count: usize) -> Result<()> {
+    let api = site.api::<EdgeCluster>();
+    eventually(&format!("shop to have {count} addresses"), SHORT, || async {
+        let edge = api.get("shop").await?;
+        let status = edge.status.unwrap_or_default();
+        let settled = status.phase == ClusterPhase::Provisioning
+            && status.observed_generation == edge.metadata.generation
+            && status.load_balancer_addresses.len() == count;
+        Ok::<_, kube::Error>(Seen::when(settled, status))
+    })
+    .await?;
+    Ok(())
+}
+
+/// What there is, without what no two lives share: times, versions, identities that are made up.
+struct Look {
+    title: &'static str,
+    items: BTreeMap<String, String>,
+}
+
+impl Look {
+    async fn take(site: &Site, title: &'static str) -> Result<Self> {
+        let mut look = Self { title, items: BTreeMap::new() };
+        let mut made_up = Vec::new();
+        look.objects::<Appliance>(site, &mut made_up).await?;
+        look.objects::<VirtualMachine>(site, &mut made_up).await?;
+        look.objects::<VirtualMachineImage>(site, &mut made_up).await?;
+        look.objects::<EdgeCluster>(site, &mut made_up).await?;
+        look.objects::<IPPool>(site, &mut made_up).await?;
+        look.objects::<LibvirtCluster>(site, &mut made_up).await?;
+        look.objects::<LibvirtMachine>(site, &mut made_up).await?;
+        look.objects::<Cluster>(site, &mut made_up).await?;
+        look.objects::<Machine>(site, &mut made_up).await?;
+        look.objects::<IPAddressClaim>(site, &mut made_up).await?;
+        look.objects::<IPAddress>(site, &mut made_up).await?;
+        look.objects::<Secret>(site, &mut made_up).await?;
+        look.libvirt(site, &mut made_up)?;
+        for entry in std::fs::read_dir(site.dir.join("console"))? {
+            look.items.insert(format!("console log {}", entry?.file_name().display()), String::new());
+        }
+        for (made_up, name) in &made_up {
+            let renamed = |text: String| text.replace(made_up, name);
+            look.items = look.items.into_iter().map(|(key, value)| (renamed(key), renamed(value))).collect();
+        }
+        Ok(look)
+    }
+
+    async fn objects<K>(&mut self, site: &Site, made_up: &mut Vec<(String, String)>) -> Result<()>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Serialize + DeserializeOwned,
+        K: std::fmt::Debug,
+    {
+        for object in site.api::<K>().list(&ListParams::default()).await?.items {
+            let title = format!("{} {}", K::kind(&()), object.name_any());
+            let mut value = serde_json::to_value(&object)?;
+            if let Some(id) = value["spec"]["id"].as_str() {
+                made_up.push((id.to_owned(), format!("<{title}>")));
+            }
+            plain(&mut value);
+            self.items.insert(title, serde_json::to_string_pretty(&value)?);
+        }
+        Ok(())
+    }
+
+    fn libvirt(&mut self, site: &Site, made_up: &mut Vec<(String, String)>) -> Result<()> {
+        let libvirt = support::libvirt()?;
+        let prefix = format!("{}-", site.instance);
+        for domain in libvirt.list_all_domains(0)? {
+            let name = domain.name()?;
+            if !name.starts_with(&prefix) {
+                continue;
+            }
+            let xml = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?;
+            for (number, mac) in
+                xml.split("<mac address='").skip(1).filter_map(|rest| rest.split('\'').next()).enumerate()
+            {
+                made_up.push((mac.to_owned(), format!("<MAC {number} of {name}>")));
+            }
+            let state = (domain.is_active()?, domain.autostart()?);
+            self.items.insert(format!("domain {name}"), format!("{state:?}\n{xml}"));
+        }
+        for network in libvirt.list_all_networks(0)? {
+            let name = network.name()?;
+            if name.starts_with(&prefix) {
+                let xml = network.xml_desc(sys::VIR_NETWORK_XML_INACTIVE)?;
+                let lasting = |line: &&str| !line.contains("<uuid>") && !line.contains("<mac address=");
+                let xml: Vec<&str> = xml.lines().filter(lasting).collect();
+                let state = (network.is_active()?, network.autostart()?);
+                self.items.insert(format!("network {name}"), format!("{state:?}\n{}", xml.join("\n")));
+            }
+        }
+        for pool in libvirt.list_all_storage_pools(0)? {
+            let name = pool.name()?;
+            if !name.starts_with(&prefix) {
+                continue;
+            }
+            self.items.insert(format!("pool {name}"), format!("{:?}", (pool.is_active()?, pool.autostart()?)));
+            pool.refresh(0)?;
+            for volume in pool.list_all_volumes(0)? {
+                let xml = volume.xml_desc(0)?;
+                let backing = xml.split_once("<backingStore>").map(|(_, rest)| rest.lines().nth(1));
+                let facts = format!("{} bytes, {backing:?}", volume.info()?.capacity);
+                self.items.insert(format!("volume {}", volume.name()?), facts);
+            }
+        }
+        Ok(())
+    }
+
+    fn assert_is(&self, other: &Self) {
+        let lacks = |one: &Self, two: &Self| -> Vec<String> {
+            let only = one.items.iter().filter(|(key, value)| two.items.get(*key) != Some(value));
+            only.map(|(key, value)| format!("{key}: {value}")).collect()
+        };
+        let (expected, found) = (lacks(self, other), lacks(other, self));
+        assert!(
+            expected.is_empty() && found.is_empty(),
+            "{}: expected\n{}\nfound\n{}",
+            self.title,
+            expected.join("\n"),
+            found.join("\n")
+        );
+    }
+}
+
+/// Takes out what another life has otherwise.
+fn plain(value: &mut Value) {
+    const OTHERWISE: [&str; 6] =
+        ["uid", "resourceVersion", "generation", "observedGeneration", "managedFields", "creationTimestamp"];
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| !OTHERWISE.contains(&key.as_str()) && !key.ends_with("Time") && key != "since");
+            map.values_mut().for_each(plain);
+        }
+        Value::Array(items) => items.iter_mut().for_each(plain),
+        _ => {}
+    }
+}
