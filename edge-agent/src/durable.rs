@@ -51,7 +51,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
-        let _ = fs::remove_file(&temporary);
+        remove_torn(folder, &name)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         // The mode above is masked by the umask.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -64,6 +64,25 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
         let _ = fs::remove_file(&temporary);
         io("write", path)(e)
     })
+}
+
+/// Removes what killed processes, and this one's number before, have left of their writes of a file.
+fn remove_torn(folder: &Path, name: &str) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?.file_name();
+        let writer = entry.to_str().and_then(|entry| {
+            entry.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".tmp")?.parse::<u32>().ok()
+        });
+        if let Some(writer) = writer
+            && (writer == std::process::id() || !Path::new(&format!("/proc/{writer}")).exists())
+        {
+            match fs::remove_file(folder.join(&entry)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes only where content or mode differ; tells whether it wrote.
@@ -165,12 +184,18 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_of_a_killed_write_does_no_harm() {
+    fn what_a_killed_write_has_left_goes_with_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        fs::write(folder.path().join(format!(".state.json.{}.tmp", std::process::id())), b"torn").unwrap();
+        // No process can have the last number; process 1 lives.
+        for writer in [std::process::id(), u32::MAX, 1] {
+            fs::write(folder.path().join(format!(".state.json.{writer}.tmp")), b"torn").unwrap();
+        }
         write_json(&path, &vec![1, 2]).unwrap();
         assert_eq!(read_json::<Vec<u8>>(&path).unwrap(), Some(vec![1, 2]));
+        let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".state.json.1.tmp", "state.json"], "one that may still be at work keeps its own");
     }
 
     #[test]

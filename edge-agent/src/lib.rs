@@ -4,6 +4,7 @@
 
 pub mod bundle;
 pub mod ca;
+pub mod clock;
 pub mod clusters;
 pub mod ctl;
 pub mod daemon;

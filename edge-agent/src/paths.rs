@@ -56,6 +56,11 @@ impl Paths {
         self.join("state/steps.json")
     }
 
+    /// How late it certainly is.
+    pub fn clock(&self) -> PathBuf {
+        self.join("state/clock.json")
+    }
+
     /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.join(edge_api::agent::SOCKET)

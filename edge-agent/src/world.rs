@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::durable;
 use crate::engine::Failure;
 use crate::paths::Paths;
@@ -56,6 +57,8 @@ pub struct World {
     pub identity: Identity,
     /// The status.
     pub board: Board,
+    /// The host's clock.
+    pub clock: Clock,
     /// docker.
     pub docker: Docker,
     client: watch::Sender<Option<kube::Client>>,
@@ -73,7 +76,9 @@ impl World {
         identity: Identity,
         board: Board,
     ) -> Self {
+        let clock = Clock::open(&paths.clock());
         Self {
+            clock,
             paths,
             instance,
             api_port: ports.0,

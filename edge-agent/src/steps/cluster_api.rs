@@ -98,7 +98,7 @@ impl ClusterApi {
     async fn ensure_managers(&self, run: &Run) -> Result<Verdict, Failure> {
         let (index, client) = (self.world.index()?, self.world.client()?);
         let folder = self.world.paths.join("ca");
-        let authority = Authority::ensure(&folder, &format!("PCG-Edge {}", self.world.instance));
+        let authority = Authority::ensure(&folder, &format!("PCG-Edge {}", self.world.instance), &self.world.clock);
         let authority = authority.map_err(|e| Failure::of(&e))?;
         let mut known = self.installed.lock().await;
         let basis = bundle::sha256(format!("{index:?}{}", authority.certificate()).as_bytes());
@@ -139,7 +139,7 @@ impl ClusterApi {
         run: &Run,
         client: &kube::Client,
         index: &Index,
-        authority: &Authority,
+        authority: &Authority<'_>,
         basis: String,
     ) -> Result<Installed, Failure> {
         let files = bundle::manifest_files(&self.world.bundle, index, MANIFESTS).map_err(|e| Failure::of(&e))?;

@@ -57,6 +57,12 @@ impl Preflight {
         );
         world.board.set_accelerator(accelerator.clone());
 
+        if let Err(behind) = world.clock.now() {
+            let hint = "set the clock (`timedatectl set-ntp true`, or `date -s`); if that happens after each start, \
+                        replace the battery";
+            findings.push(finding(behind.to_string(), hint));
+        }
+        world.clock.keep().map_err(|e| Failure::of(&e))?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         if cpus < MIN_CPUS {
             findings.push(finding(format!("{cpus} CPU, {MIN_CPUS} are needed"), "use a host with more CPUs"));

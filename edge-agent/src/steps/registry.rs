@@ -44,8 +44,9 @@ impl Registry {
     async fn ensure_registry(&self, run: &Run) -> Result<Verdict, Failure> {
         let world = &self.world;
         let (index, client) = (world.index()?, world.client()?);
-        let authority = Authority::ensure(&world.paths.join("ca"), &format!("PCG-Edge {}", world.instance))
-            .map_err(|e| Failure::of(&e))?;
+        let authority =
+            Authority::ensure(&world.paths.join("ca"), &format!("PCG-Edge {}", world.instance), &world.clock)
+                .map_err(|e| Failure::of(&e))?;
         let leaf = authority
             .ensure_leaf(&world.paths.join("ca"), "registry", &names(&world.instance.kind_cluster()))
             .map_err(|e| Failure::of(&e))?;
@@ -137,7 +138,13 @@ impl Registry {
     }
 
     /// containerd's mirrors: every origin host of the bundle is asked from here. Read at every pull, so no restart.
-    fn ensure_mirrors(&self, run: &Run, index: &Index, authority: &Authority, login: &Login) -> Result<(), Failure> {
+    fn ensure_mirrors(
+        &self,
+        run: &Run,
+        index: &Index,
+        authority: &Authority<'_>,
+        login: &Login,
+    ) -> Result<(), Failure> {
         let paths = &self.world.paths;
         let write = |path: &str, text: &str| {
             durable::write_if_changed(&paths.join(path), text.as_bytes(), 0o600).map_err(|e| Failure::of(&e))
