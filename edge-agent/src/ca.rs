@@ -151,6 +151,17 @@ impl<'a> Authority<'a> {
     }
 }
 
+/// Whether a certificate of somebody else's is to be renewed: it cannot be read, is not valid yet, or ends within a
+/// third of a year.
+pub fn is_due(pem: &[u8], now: Timestamp) -> bool {
+    let validity = parse_x509_pem(pem).ok().and_then(|(_, pem)| {
+        let validity = pem.parse_x509().ok()?.validity().clone();
+        Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+    });
+    // By its end alone: kubeadm's leaves begin with their authority, whenever they are issued.
+    validity.is_none_or(|(from, until)| now.as_second() < from || until - now.as_second() < LEAF_DAYS * DAY / 3)
+}
+
 fn shown(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
@@ -236,6 +247,20 @@ mod tests {
         assert!(matches!(ensure(|| Timestamp::UNIX_EPOCH), Err(Error::Clock(_))));
         let (_, kept) = ensure(|| "2028-02-01T00:00:00Z".parse().unwrap()).unwrap();
         assert!(kept == renewed);
+    }
+
+    #[test]
+    fn a_foreign_certificate_is_due_before_its_end_and_before_its_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = clock(folder.path());
+        let authority = Authority::ensure(folder.path(), "a", &clock).unwrap();
+        let leaf = authority.issue("apiserver", &names(), LEAF_DAYS).unwrap().certificate;
+        let due = |days: i64| {
+            is_due(leaf.as_bytes(), Timestamp::from_second(Timestamp::now().as_second() + days * DAY).unwrap())
+        };
+        assert!(!due(0) && !due(243) && due(244) && due(400));
+        assert!(due(-10_000), "not valid yet");
+        assert!(is_due(b"torn", Timestamp::now()));
     }
 
     /// The clock ran a year ahead while all was made, and was set: what was made is valid, and made anew all the same.

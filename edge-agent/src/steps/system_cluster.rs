@@ -1,7 +1,7 @@
 //! Step `system-cluster`: one kind node on data that lies below the agent's root (D1).
 //!
-//! A lost node, a stopped one, a half-made one, another node image: one path, a new node on the old data. The marker
-//! `state/cluster.json` is written when a node was made whole; a node without it was interrupted, and is made anew.
+//! A lost node, a half-made one, another node image, certificates that end: one path, a new node on the old data. The
+//! marker `state/cluster.json` is written when a node was made whole; a node without it was interrupted, and is made anew.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::bundle;
+use crate::ca;
+use crate::clock::Clock;
 use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict};
 use crate::image_load::Archive;
@@ -32,6 +34,17 @@ const DEADLINE: Duration = Duration::from_mins(7);
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 /// A node that runs renews its lease every 10 s.
 const LEASE_FRESH: i64 = 45;
+
+/// Certificates of the control plane, which kubeadm issues for a year.
+const LEAVES: [&str; 7] = [
+    "apiserver",
+    "apiserver-kubelet-client",
+    "apiserver-etcd-client",
+    "front-proxy-client",
+    "etcd/server",
+    "etcd/peer",
+    "etcd/healthcheck-client",
+];
 
 /// See the module.
 pub struct SystemCluster {
@@ -89,8 +102,9 @@ impl SystemCluster {
         let marker_path = world.paths.join("state/cluster.json");
         let marker: Option<Marker> = durable::read_json(&marker_path).unwrap_or_default();
         let container = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
+        let ending = certificates_end(&world.paths.join("pki"), &world.clock);
         let whole = match (&container, &marker) {
-            (Some(container), Some(marker)) => container.id == marker.container && marker.plan == plan,
+            (Some(container), Some(marker)) => container.id == marker.container && marker.plan == plan && !ending,
             _ => false,
         };
         if whole {
@@ -108,6 +122,7 @@ impl SystemCluster {
                 (None, Some(_)) => "the node is gone: makes it anew on its data",
                 (Some(_), None) => "the node was left half-made: makes it anew",
                 (Some(c), Some(m)) if c.id != m.container => "the node was left half-made: makes it anew on its data",
+                (Some(_), Some(_)) if ending => "the node's certificates end: makes it anew on its data",
                 (Some(_), Some(_)) => "the node's plan has changed: makes it anew on its data",
             };
             run.working(why);
@@ -328,19 +343,17 @@ fn short(error: &kube::Error) -> String {
     }
 }
 
+/// Whether a certificate of the control plane must be renewed, which a new node does; kubelet renews its own. One that an
+/// authority can no longer or not yet sign for long would be due again at once.
+fn certificates_end(pki: &Path, clock: &Clock) -> bool {
+    let is_due = |name: &str, now| std::fs::read(pki.join(name)).is_ok_and(|pem| ca::is_due(&pem, now));
+    clock.now().is_ok_and(|now| !is_due("ca.crt", now) && LEAVES.iter().any(|leaf| is_due(&format!("{leaf}.crt"), now)))
+}
+
 /// Leaves are issued anew with every node: kubeadm refuses old ones whose names differ, and so they never expire.
 /// Authorities and the service-account key stay. Without etcd data, nothing was ever signed that matters: a torn
 /// first attempt may have left half a pair, so all goes.
 fn prepare_pki(pki: &Path, has_data: bool) -> std::io::Result<()> {
-    const LEAVES: [&str; 7] = [
-        "apiserver",
-        "apiserver-kubelet-client",
-        "apiserver-etcd-client",
-        "front-proxy-client",
-        "etcd/server",
-        "etcd/peer",
-        "etcd/healthcheck-client",
-    ];
     let remove = |path: &Path| match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
@@ -366,6 +379,29 @@ fn prepare_pki(pki: &Path, has_data: bool) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_that_end_are_renewed_where_their_authority_lasts() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), jiff::Timestamp::now());
+        std::fs::create_dir(folder.path().join("etcd")).unwrap();
+        let clock = Clock::open(&folder.path().join("clock.json"));
+        let write = |name: &str, days: i64| {
+            let mut params = rcgen::CertificateParams::default();
+            params.not_before = time::OffsetDateTime::from_unix_timestamp(now.as_second()).unwrap();
+            params.not_after = params.not_before + time::Duration::days(days);
+            let key = rcgen::KeyPair::generate().unwrap();
+            std::fs::write(folder.path().join(name), params.self_signed(&key).unwrap().pem()).unwrap();
+        };
+        assert!(!certificates_end(folder.path(), &clock), "there are none yet");
+        write("ca.crt", 3650);
+        write("apiserver.crt", 365);
+        write("etcd/peer.crt", 365);
+        assert!(!certificates_end(folder.path(), &clock));
+        write("etcd/peer.crt", 100);
+        assert!(certificates_end(folder.path(), &clock));
+        write("ca.crt", 100);
+        assert!(!certificates_end(folder.path(), &clock));
+    }
 
     #[test]
     fn authorities_stay_and_leaves_go() {
