@@ -7,6 +7,7 @@ mod abort;
 mod appliance;
 mod bad_input;
 mod control_planes;
+mod faults;
 mod floor;
 mod guest;
 mod lean;

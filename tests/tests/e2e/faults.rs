@@ -1,0 +1,214 @@
+//! Parts of the appliance are lost, and all of it returns without hands: the same machines, the same objects, a workload
+//! cluster that answered on where its guests lived on.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use edge_api::agent::Phase;
+use edge_api::edge_cluster::ClusterPhase;
+use edge_api::{VirtualMachine, condition};
+use edge_tests::inventory::{run, virsh};
+use edge_tests::wait::{Seen, eventually};
+use kube::ResourceExt as _;
+use kube::api::ListParams;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::appliance::Appliance;
+use crate::requests::{self, Answers};
+use crate::workload::{self, NAME};
+
+/// The agent looks every 5 min; a node is made within 7, guests boot within 10.
+const PATIENCE: Duration = Duration::from_mins(25);
+const CERTIFICATE: &str = "pki/apiserver.crt";
+
+/// What is lost.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    NodeRemoved,
+    NetworkRemoved,
+    CertificatesEnd,
+    DomainsUndefined,
+    GuestsCutOff,
+    PowerCut,
+}
+
+impl Fault {
+    const ALL: [Self; 6] = [
+        Self::NodeRemoved,
+        Self::NetworkRemoved,
+        Self::CertificatesEnd,
+        Self::DomainsUndefined,
+        Self::GuestsCutOff,
+        Self::PowerCut,
+    ];
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::NodeRemoved => "the system cluster's node is removed",
+            Self::NetworkRemoved => "so is its docker network",
+            Self::CertificatesEnd => "a certificate of the system cluster ends in 100 days",
+            Self::DomainsUndefined => "every running domain is undefined",
+            Self::GuestsCutOff => "every guest is cut off",
+            Self::PowerCut => "agent, node and guests stop at once",
+        }
+    }
+
+    fn makes_another_node(self) -> bool {
+        matches!(self, Self::NodeRemoved | Self::NetworkRemoved | Self::CertificatesEnd)
+    }
+
+    fn guests_live_on(self) -> bool {
+        !matches!(self, Self::GuestsCutOff | Self::PowerCut)
+    }
+
+    async fn strike(self, appliance: &Appliance) -> Result<()> {
+        let node = appliance.node();
+        match self {
+            Self::NodeRemoved => run("docker", &["rm", "-f", &node]).map(drop),
+            Self::NetworkRemoved => {
+                run("docker", &["rm", "-f", &node])?;
+                run("docker", &["network", "rm", &appliance.instance.docker_network()]).map(drop)
+            }
+            Self::CertificatesEnd => {
+                let mut params = rcgen::CertificateParams::default();
+                params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(100);
+                let certificate = params.self_signed(&rcgen::KeyPair::generate()?)?;
+                // The running API server has read its own long ago.
+                Ok(std::fs::write(appliance.root.join(CERTIFICATE), certificate.pem())?)
+            }
+            Self::DomainsUndefined => domains(appliance)?.keys().try_for_each(|domain| undefine(domain)),
+            Self::GuestsCutOff => domains(appliance)?.keys().try_for_each(|domain| destroy(domain)),
+            Self::PowerCut => {
+                kill(Pid::from_raw(appliance.agent_pid()?), Signal::SIGKILL).context("killing the agent")?;
+                run("docker", &["kill", &node])?;
+                domains(appliance)?.keys().try_for_each(|domain| destroy(domain))?;
+                // What starts with the host.
+                let status = appliance.up()?.status().await?;
+                anyhow::ensure!(status.success(), "up: {status}");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn undefine(domain: &str) -> Result<()> {
+    virsh(&["undefine", domain]).map(drop)
+}
+
+fn destroy(domain: &str) -> Result<()> {
+    virsh(&["destroy", domain]).map(drop)
+}
+
+/// One after the other, on an appliance with a cluster of one node; prints what became of each.
+pub async fn are_survived(appliance: &Appliance) -> Result<()> {
+    let mut failed = Vec::new();
+    let mut lines = Vec::new();
+    for fault in Fault::ALL {
+        println!("--- {}", fault.words());
+        let begun = Instant::now();
+        let outcome = Box::pin(survive(appliance, fault)).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let line = match &outcome {
+            Ok(answers) => {
+                let outage = answers.longest_outage.as_secs_f64();
+                format!("{:55} survived 1 of 1, ready after {seconds:6.1} s, workload silent for {outage:5.1} s", fault.words())
+            }
+            Err(error) => format!("{:55} survived 0 of 1: {error:#}", fault.words()),
+        };
+        println!("    {line}");
+        lines.push(line);
+        if outcome.is_err() {
+            failed.push(fault);
+            // What follows would only show the same.
+            break;
+        }
+    }
+    println!("    {}", lines.join("\n    "));
+    anyhow::ensure!(failed.is_empty(), "not survived: {failed:?}");
+    Ok(())
+}
+
+async fn survive(appliance: &Appliance, fault: Fault) -> Result<Answers> {
+    let before = State::of(appliance).await?;
+    let workload = workload::client(appliance).await?;
+    let back = async {
+        fault.strike(appliance).await?;
+        eventually("all of it to be back", PATIENCE, || async {
+            let missing = missing(appliance, fault, &before).await?;
+            anyhow::Ok(Seen::when(missing.is_none(), missing))
+        })
+        .await?;
+        workload::nodes_ready(&workload, 1).await
+    };
+    let ((), answers) = requests::meanwhile(workload.clone(), back).await?;
+    let after = State::of(appliance).await?;
+    anyhow::ensure!(after.objects == before.objects, "objects: {:?}, then {:?}", before.objects, after.objects);
+    Ok(answers)
+}
+
+/// The first thing that is not yet as it was.
+async fn missing(appliance: &Appliance, fault: Fault, before: &State) -> Result<Option<String>> {
+    let status = appliance.status().await?;
+    if status.phase != Phase::Ready {
+        return Ok(Some(format!("the agent: {:?}: {}", status.phase, status.message)));
+    }
+    let now = State::of(appliance).await?;
+    if (now.node != before.node) != fault.makes_another_node() {
+        return Ok(Some(format!("the node is {}, it was {}", now.node, before.node)));
+    }
+    let (names, lived): (Vec<_>, Vec<_>) =
+        before.domains.iter().map(|(name, process)| (name, now.domains.get(name) == Some(process))).unzip();
+    if !now.domains.keys().eq(names) || lived.iter().any(|lived| *lived != fault.guests_live_on()) {
+        return Ok(Some(format!("processes {:?}, they were {:?}", now.domains, before.domains)));
+    }
+    let persistent = virsh(&["list", "--all", "--persistent", "--name"])?;
+    if let Some(lost) = now.domains.keys().find(|domain| !persistent.lines().any(|line| line == *domain)) {
+        return Ok(Some(format!("domain {lost} is not defined")));
+    }
+    let machines = appliance.machines().await?.list(&ListParams::default()).await?.items;
+    let is_ready = |vm: &&VirtualMachine| {
+        vm.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, "Ready"))
+    };
+    if let Some(machine) = machines.iter().find(|vm| !is_ready(vm)) {
+        return Ok(Some(format!("machine {}: {:?}", machine.name_any(), machine.status)));
+    }
+    let cluster = appliance.clusters().await?.get(NAME).await?.status.unwrap_or_default();
+    let ready = cluster.phase == ClusterPhase::Running && condition::is_true(&cluster.conditions, "Ready");
+    Ok((!ready).then(|| format!("cluster {NAME}: {:?}: {:?}", cluster.phase, cluster.conditions)))
+}
+
+/// What must be the same afterwards.
+struct State {
+    /// The node's container.
+    node: String,
+    /// Running domains with their processes.
+    domains: BTreeMap<String, String>,
+    /// Machines and the cluster, by their UIDs.
+    objects: BTreeMap<String, Option<String>>,
+}
+
+impl State {
+    async fn of(appliance: &Appliance) -> Result<Self> {
+        let mut objects = BTreeMap::new();
+        for machine in appliance.machines().await?.list(&ListParams::default()).await?.items {
+            objects.insert(format!("machine {}", machine.name_any()), machine.uid());
+        }
+        for cluster in appliance.clusters().await?.list(&ListParams::default()).await?.items {
+            objects.insert(format!("cluster {}", cluster.name_any()), cluster.uid());
+        }
+        let node = run("docker", &["inspect", "-f", "{{.Id}}", &appliance.node()])?.trim().to_owned();
+        Ok(Self { node, domains: domains(appliance)?, objects })
+    }
+}
+
+/// Running domains of the instance, with their QEMU processes.
+fn domains(appliance: &Appliance) -> Result<BTreeMap<String, String>> {
+    let process = |domain: String| {
+        let path = format!("/run/libvirt/qemu/{domain}.pid");
+        let process = std::fs::read_to_string(&path).with_context(|| path)?;
+        anyhow::Ok((domain, process.trim().to_owned()))
+    };
+    appliance.running("")?.into_iter().map(process).collect()
+}
