@@ -22,7 +22,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         };
         let ((), answers) = requests::meanwhile(workload.clone(), scale).await?;
         answers.print();
-        workload::nodes_ready(&workload, 4).await?;
+        workload::nodes_ready(&workload, 3).await?;
         let now = machines(appliance)?;
         anyhow::ensure!(now.len() == 3 && now.is_superset(&first), "{first:?}, then {now:?}");
         Ok(())
@@ -45,7 +45,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         answers.print();
         let now = machines(appliance)?;
         anyhow::ensure!(now.intersection(&before).count() == 2, "{before:?}, then {now:?}");
-        workload::nodes_ready(&workload, 4).await
+        workload::nodes_ready(&workload, 3).await
     })
     .await
 }

@@ -71,17 +71,34 @@ async fn a_cluster_is_aborted_and_leaves_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: every machine of a cluster several times"]
-async fn a_cluster_lives_on() -> Result<()> {
-    let appliance = Appliance { previous_minor: true, ..Appliance::new("e2ed2", 155, 205)? };
+#[ignore = "long: a control plane of one Kubernetes minor, then of the next"]
+async fn a_cluster_is_upgraded() -> Result<()> {
+    let appliance = Appliance { previous_minor: true, ..Appliance::new("e2eup", 155, 205)? };
     let scenario = async {
-        lean::ask_for_it(&appliance)?;
         upgrade::start_with_the_previous_minor(&appliance)?;
-        up_without_the_cluster(&appliance).await?;
-        lean::make_its_profile(&appliance).await?;
-        phase("a workload cluster of the previous minor", workload::up(&appliance, 1)).await?;
-        Box::pin(upgrade::play(&appliance)).await?;
-        Box::pin(workers::play(&appliance)).await?;
+        lean_cluster(&appliance).await?;
+        Box::pin(upgrade::play(&appliance)).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: a worker is made five times"]
+async fn workers_are_scaled_and_replaced() -> Result<()> {
+    let appliance = Appliance::new("e2ewk", 156, 206)?;
+    let scenario = async {
+        lean_cluster(&appliance).await?;
+        Box::pin(workers::play(&appliance)).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: four machines of a control plane"]
+async fn a_control_plane_grows_and_heals() -> Result<()> {
+    let appliance = Appliance::new("e2ecp", 157, 207)?;
+    let scenario = async {
+        lean_cluster(&appliance).await?;
         Box::pin(control_planes::play(&appliance)).await
     };
     and_back(&appliance, Box::pin(scenario)).await
@@ -168,6 +185,15 @@ async fn up_without_the_cluster(appliance: &Appliance) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// An appliance with a cluster of one control plane, as small as can be.
+async fn lean_cluster(appliance: &Appliance) -> Result<()> {
+    lean::ask_for_it(appliance)?;
+    up_without_the_cluster(appliance).await?;
+    lean::make_its_profile(appliance).await?;
+    phase("a lean workload cluster", workload::up(appliance, 1)).await?;
+    Ok(())
 }
 
 async fn every_step_is_ready(appliance: &Appliance) -> Result<()> {
