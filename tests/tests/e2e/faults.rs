@@ -113,7 +113,10 @@ pub async fn are_survived(appliance: &Appliance) -> Result<()> {
         let line = match &outcome {
             Ok(answers) => {
                 let outage = answers.longest_outage.as_secs_f64();
-                format!("{:55} survived 1 of 1, ready after {seconds:6.1} s, workload silent for {outage:5.1} s", fault.words())
+                format!(
+                    "{:55} survived 1 of 1, ready after {seconds:6.1} s, workload silent for {outage:5.1} s",
+                    fault.words()
+                )
             }
             Err(error) => format!("{:55} survived 0 of 1: {error:#}", fault.words()),
         };
@@ -168,9 +171,8 @@ async fn missing(appliance: &Appliance, fault: Fault, before: &State) -> Result<
         return Ok(Some(format!("domain {lost} is not defined")));
     }
     let machines = appliance.machines().await?.list(&ListParams::default()).await?.items;
-    let is_ready = |vm: &&VirtualMachine| {
-        vm.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, "Ready"))
-    };
+    let is_ready =
+        |vm: &&VirtualMachine| vm.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, "Ready"));
     if let Some(machine) = machines.iter().find(|vm| !is_ready(vm)) {
         return Ok(Some(format!("machine {}: {:?}", machine.name_any(), machine.status)));
     }

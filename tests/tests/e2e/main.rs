@@ -104,6 +104,17 @@ async fn a_control_plane_grows_and_heals() -> Result<()> {
     and_back(&appliance, Box::pin(scenario)).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: guests start anew several times"]
+async fn an_appliance_survives() -> Result<()> {
+    let appliance = Appliance::new("e2efl", 158, 208)?;
+    let scenario = async {
+        lean_cluster(&appliance).await?;
+        Box::pin(faults::are_survived(&appliance)).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
+}
+
 /// Plays a scenario on an appliance, then takes it down: the host is as it was before.
 async fn and_back(appliance: &Appliance, scenario: impl Future<Output = Result<()>>) -> Result<()> {
     // The first one that asks is heard.
