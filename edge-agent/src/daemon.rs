@@ -5,10 +5,13 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use edge_api::Instance;
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +30,9 @@ use crate::site_follow::{self, Follower};
 use crate::status::{Board, STEPS};
 use crate::steps;
 use crate::world::{Identity, World};
+
+/// Longest wait for an agent that is asked to end.
+const END_DEADLINE: Duration = Duration::from_mins(1);
 
 /// What the daemon is told on its command line.
 #[derive(Clone, Debug)]
@@ -101,6 +107,23 @@ pub fn lock(paths: &Paths) -> Result<Flock<File>, Error> {
         root: paths.root().to_owned(),
         pid: std::fs::read_to_string(paths.pid()).map_or_else(|_| "unknown".to_owned(), |p| p.trim().to_owned()),
     })
+}
+
+/// Takes the lock of a root from a running agent, which is asked to end. Until it is given back, none can start there.
+pub async fn take_over(paths: &Paths) -> Result<Flock<File>, Error> {
+    let begun = Instant::now();
+    loop {
+        let pid: i32 = match lock(paths) {
+            Err(Error::InUse { pid, .. }) if begun.elapsed() < END_DEADLINE => pid.parse().unwrap_or_default(),
+            other => return other,
+        };
+        // It may have taken the lock, and not yet written its number over that of its predecessor.
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if pid > 1 && name.trim() == "edge-agent" {
+            let _it_ended_by_itself = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// A root belongs to one instance for good: everything on the host carries its name.
@@ -206,6 +229,24 @@ fn log_to(journal: &Journal) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_root_is_taken_over_when_its_agent_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::new(folder.path());
+        paths.ensure().unwrap();
+        let held = lock(&paths).unwrap();
+        // A number that is no agent's is left alone.
+        std::fs::write(paths.pid(), format!("{}\n", std::process::id())).unwrap();
+        let ending = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(held);
+        };
+        let (taken, ()) = tokio::join!(take_over(&paths), ending);
+        let taken = taken.unwrap();
+        assert!(matches!(lock(&paths), Err(Error::InUse { .. })));
+        drop(taken);
+    }
 
     #[test]
     fn a_root_has_one_agent_and_one_instance() {

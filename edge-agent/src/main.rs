@@ -107,7 +107,8 @@ async fn run(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Remove { common, keep_data, force } => {
-            let options = remove::Options { root: common.root()?, instance: common.instance, keep_data, force };
+            let (root, instance) = (common.root()?, common.instance);
+            let options = remove::Options { root, instance, keep_data, force, end_agent: false };
             let left = remove::run(&options).await?;
             for what in &left {
                 complain(&format!("left: {what}"));

@@ -1,4 +1,4 @@
-//! `edge-agent remove`: takes away all that one instance made on this host, in the reverse order of making it, and
+//! `edge-agent remove` and `edgectl reset`: takes away all that one instance made on this host, in the reverse order of making it, and
 //! nothing else. What had to be left is said, and makes the command fail. Doing it again is safe.
 //!
 //! Machines go first, by the API, because vm-operator alone knows what it made in libvirt (D5).
@@ -44,6 +44,8 @@ pub struct Options {
     pub keep_data: bool,
     /// Go on where machines cannot be removed, and say what was left.
     pub force: bool,
+    /// End a running agent first; otherwise it is an error that there is one.
+    pub end_agent: bool,
 }
 
 /// Removes; returns what had to be left.
@@ -56,7 +58,7 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
 
     let has_root = paths.join("state").exists();
     let lock = if has_root {
-        let lock = daemon::lock(&paths)?;
+        let lock = if options.end_agent { daemon::take_over(&paths).await? } else { daemon::lock(&paths)? };
         daemon::claim(&paths, instance)?;
         Some(lock)
     } else {

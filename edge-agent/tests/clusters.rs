@@ -245,7 +245,7 @@ async fn a_cluster_from_its_file_to_its_end() {
     assert!(host.refused(2, &["delete", "shop"]).await.contains("hint: give --yes"));
     let other = host.typed(&["delete", "shop"], "other\n").await;
     assert_eq!((other.status.code(), text(&other.stdout).as_str()), (Some(2), ""));
-    assert!(text(&other.stderr).contains("that is not its name; nothing was deleted"), "{other:?}");
+    assert!(text(&other.stderr).contains("that is something else; nothing was removed"), "{other:?}");
     assert!(host.refused(1, &["delete", "shop", "--yes", "--force"]).await.contains("is not being deleted"));
     let finalizers = Patch::Merge(json!({"metadata": {"finalizers": ["pcg-edge.io/test"]}}));
     host.objects.patch("shop", &PatchParams::default(), &finalizers).await.unwrap();

@@ -11,6 +11,7 @@ mod error;
 mod logs;
 mod profile;
 mod registry;
+mod reset;
 mod status;
 mod text;
 mod vm;
@@ -29,6 +30,8 @@ use edge_client::Client;
 use crate::paths::Paths;
 use error::Error;
 
+/// Exit code of wrong usage.
+const USAGE: u8 = 2;
 /// Exit code while the appliance is not Ready.
 const NOT_READY: u8 = 3;
 
@@ -128,6 +131,17 @@ Examples:
     /// Local registry
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Remove the appliance: the box is then as it came from the factory
+    #[command(
+        after_help = "Ends the agent, and takes away all that this instance made on this host: clusters, virtual \
+machines with their disks, the system cluster, the registry, the site file, identity, keys and logs. Asks for the \
+instance's name on a terminal, and wants --yes elsewhere. What had to be left is said, and doing it again is safe.
+
+Examples:
+  edgectl reset
+  edgectl reset --yes"
+    )]
+    Reset(reset::Args),
     /// Print a commented site file with every field
     Template,
     /// Print the JSON Schema of the site file, for editors
@@ -187,6 +201,7 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Cluster(command) => cluster::run(command, &client).await,
         Command::Profile(command) => profile::run(command),
         Command::Registry(command) => registry::run(command, &Paths::new(cli.place.root()), &cli.place.instance),
+        Command::Reset(args) => reset::run(args, &cli.place).await,
         Command::Template => text::print(crate::site::TEMPLATE).map(|()| ExitCode::SUCCESS),
         Command::Schema => text::json(&crate::site::schema(), true).map(|()| ExitCode::SUCCESS),
     }

@@ -1,6 +1,7 @@
 //! Writing for people and for programs: tables, colours, JSON, YAML, times.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 pub use edge_client::span;
 use jiff::{Timestamp, tz::TimeZone};
@@ -154,4 +155,22 @@ pub fn table(headings: &[&str], rows: Vec<Vec<Cell>>, paint: Paint) -> String {
 /// A moment in the host's time zone, to the second.
 pub fn local(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Whether somebody at the terminal typed the name of what is going to be removed; says why not.
+pub fn confirmed(what: &str, name: &str) -> Result<bool, Error> {
+    if !io::stdin().is_terminal() {
+        complain("error: this wants a confirmation, and standard input is no terminal");
+        complain("hint: give --yes to go on without being asked");
+        return Ok(false);
+    }
+    let name = clean(name);
+    let _ = write!(io::stderr(), "This removes {}. Type {name} to go on: ", clean(what));
+    let mut typed = String::new();
+    io::stdin().read_line(&mut typed).map_err(|error| Error::read(Path::new("stdin"), error))?;
+    if typed.trim() == name {
+        return Ok(true);
+    }
+    complain("error: that is something else; nothing was removed");
+    Ok(false)
 }

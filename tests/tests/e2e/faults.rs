@@ -133,6 +133,22 @@ pub async fn are_survived(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
+/// The box becomes what it was in the factory: no key, no site file, nothing in libvirt and docker.
+pub async fn reset(appliance: &Appliance) -> Result<()> {
+    appliance.edgectl(&["--instance", appliance.instance.as_str(), "reset", "--yes"]).await?;
+    for gone in ["state", "ca", "conf", "etcd", "pki", "pools", "registry", "kube"] {
+        anyhow::ensure!(!appliance.root.join(gone).exists(), "{gone} is still there");
+    }
+    let prefix = appliance.instance.libvirt_name("");
+    for list in [["list", "--all", "--name"], ["net-list", "--all", "--name"], ["pool-list", "--all", "--name"]] {
+        let left = virsh(&list)?;
+        anyhow::ensure!(!left.lines().any(|name| name.starts_with(&prefix)), "{left}");
+    }
+    let containers = run("docker", &["ps", "-a", "--format", "{{.Names}}"])?;
+    anyhow::ensure!(!containers.lines().any(|name| name == appliance.node()), "{containers}");
+    Ok(())
+}
+
 async fn survive(appliance: &Appliance, fault: Fault) -> Result<Answers> {
     let before = State::of(appliance).await?;
     let workload = workload::client(appliance).await?;

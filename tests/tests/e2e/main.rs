@@ -110,7 +110,8 @@ async fn an_appliance_survives() -> Result<()> {
     let appliance = Appliance::new("e2efl", 158, 208)?;
     let scenario = async {
         lean_cluster(&appliance).await?;
-        Box::pin(faults::are_survived(&appliance)).await
+        Box::pin(faults::are_survived(&appliance)).await?;
+        phase("reset", faults::reset(&appliance)).await
     };
     and_back(&appliance, Box::pin(scenario)).await
 }

@@ -4,7 +4,6 @@ mod follow;
 mod show;
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,13 +15,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::error::Error;
 use super::text::{self, Paint, clean};
-use super::{Format, check, patiently};
+use super::{Format, USAGE, check, patiently};
 use crate::{clusters, durable};
 
 pub use show::{detail, list};
-
-/// Exit code of wrong usage, as clap has it.
-const USAGE: u8 = 2;
 
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
@@ -188,7 +184,7 @@ pub async fn run(command: &Command, client: &Client) -> Result<ExitCode, Error> 
             removed(name, ClusterRemoval { abort: true, force: false }, *wait, *result, client).await
         }
         Command::Delete { name, force, yes, wait, result } => {
-            if !yes && !confirmed(name)? {
+            if !yes && !text::confirmed(&format!("cluster {name} with all its machines and disks"), name)? {
                 return Ok(ExitCode::from(USAGE));
             }
             removed(name, ClusterRemoval { abort: false, force: *force }, *wait, *result, client).await
@@ -301,24 +297,6 @@ async fn kubeconfig(name: &str, output: Option<&Path>, client: &Client) -> Resul
         None => text::print(&String::from_utf8_lossy(&kubeconfig))?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether somebody at the terminal typed the name; says why not.
-fn confirmed(name: &str) -> Result<bool, Error> {
-    if !std::io::stdin().is_terminal() {
-        text::complain("error: deleting a cluster wants a confirmation, and standard input is no terminal");
-        text::complain("hint: give --yes to delete it without being asked");
-        return Ok(false);
-    }
-    let name = clean(name);
-    let _ = write!(std::io::stderr(), "This removes cluster {name} with all its machines and disks. Type its name: ");
-    let mut typed = String::new();
-    std::io::stdin().read_line(&mut typed).map_err(|error| Error::read(Path::new("stdin"), error))?;
-    if typed.trim() == name {
-        return Ok(true);
-    }
-    text::complain("error: that is not its name; nothing was deleted");
-    Ok(false)
 }
 
 fn pool(text: &str) -> Result<(String, u32), String> {
