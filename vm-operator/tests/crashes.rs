@@ -59,6 +59,92 @@ async fn the_operator_ends_before_and_after_every_effect() -> Result<()> {
     Ok(())
 }
 
+/// Machines come and go, first while the operator ends at a point by chance in each of their lives, then undisturbed:
+/// nothing is left of any, and one operator is no larger after a hundred than after ten.
+#[tokio::test]
+#[ignore = "long: two hundred machines"]
+async fn two_hundred_machines_leave_nothing() -> Result<()> {
+    const CYCLES: u32 = 100;
+    let site = Site::without_operator(NUMBER + 1, URI).await?;
+    let tiny = site.registry.push_tiny().await?;
+    let baseline = while_it_ends(&site, &Armed::default(), async {
+        site.appliance().await?;
+        site.image("tiny", &tiny).await?;
+        site.secret("seed", &BTreeMap::from([("user-data".to_owned(), "#cloud-config\n".to_owned())])).await?;
+        come_and_go(&site).await?;
+        Look::take(&site, "before").await
+    })
+    .await?;
+    let (taps, files) = (taps()?, libvirtd_files()?);
+
+    let all = points::<Effect>();
+    let mut ended = 0;
+    for cycle in 0..CYCLES {
+        let by_chance = uuid::Uuid::new_v4().as_u128() % all.len() as u128;
+        let point = all[by_chance as usize].clone();
+        let armed = Armed::new([point.clone()]);
+        while_it_ends(&site, &armed, come_and_go(&site)).await.with_context(|| format!("cycle {cycle}, {point}"))?;
+        ended += u32::from(armed.left().is_empty());
+    }
+    println!("{CYCLES} machines came and went; the operator ended {ended} times");
+
+    let armed = Armed::default();
+    let sizes = while_it_ends(&site, &armed, async {
+        let mut sizes = Vec::new();
+        for cycle in 1..=CYCLES {
+            come_and_go(&site).await.with_context(|| format!("cycle {cycle}"))?;
+            if [10, CYCLES].contains(&cycle) {
+                sizes.push((
+                    memory(armed.process())?,
+                    std::fs::read_dir(format!("/proc/{}/fd", armed.process()))?.count(),
+                ));
+            }
+        }
+        baseline.assert_is(&Look::take(&site, "after").await?);
+        anyhow::Ok(sizes)
+    })
+    .await?;
+    println!("operator after 10 and {CYCLES} machines (KiB, files): {sizes:?}");
+    let [(small, few), (large, many)] = sizes[..] else { anyhow::bail!("{sizes:?}") };
+    assert!(large < small + 2048 && many <= few, "{sizes:?}");
+    assert_eq!(self::taps()?, taps);
+    let now = libvirtd_files()?;
+    assert!(now <= files + 4, "libvirtd had {files} files open, and has {now}");
+    Ok(())
+}
+
+async fn come_and_go(site: &Site) -> Result<()> {
+    let spec =
+        json!({ "rootDisk": { "pool": "default", "sizeGiB": 1 }, "cloudInitSecret": "seed", "guestAgent": false });
+    let id = site.tiny_vm("one", spec).await?;
+    site.see("a domain that runs", |libvirt| {
+        Ok(libvirt.lookup_domain_by_uuid(id).is_ok_and(|domain| domain.is_active().unwrap_or(false)))
+    })
+    .await?;
+    site.delete::<VirtualMachine>("one").await?;
+    site.gone::<VirtualMachine>("one").await
+}
+
+/// Network devices of guests.
+fn taps() -> Result<Vec<String>> {
+    let devices = std::fs::read_dir("/sys/class/net")?.map(|entry| Ok(entry?.file_name().display().to_string()));
+    let devices: Vec<String> = devices.collect::<Result<_>>()?;
+    Ok(devices.into_iter().filter(|device| device.starts_with("vnet")).collect())
+}
+
+/// Resident memory of a process, KiB.
+fn memory(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// How many files libvirtd has open.
+fn libvirtd_files() -> Result<usize> {
+    let process = std::fs::read_to_string("/run/libvirtd.pid").context("libvirtd's process")?;
+    Ok(std::fs::read_dir(format!("/proc/{}/fd", process.trim()))?.count())
+}
+
 /// Everything that a machine, a machine of Cluster API and a cluster make, have changed, and take along.
 async fn life(site: &Site, tiny: &str) -> Result<Vec<Look>> {
     let mut looks = Vec::new();

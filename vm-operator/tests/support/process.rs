@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use crash_points::{LAST_WORDS, Point, VARIABLE};
@@ -13,21 +14,29 @@ use tokio::process::Command;
 use super::{NAMESPACE, OPERATOR, Site, kubeconfig_as};
 
 /// Points at which the operator has still to end.
-#[derive(Clone, Default)]
-pub struct Armed(Arc<Mutex<BTreeSet<Point>>>);
+#[derive(Default)]
+pub struct Armed {
+    points: Mutex<BTreeSet<Point>>,
+    process: AtomicU32,
+}
 
 impl Armed {
     pub fn new(points: impl IntoIterator<Item = Point>) -> Self {
-        Self(Arc::new(Mutex::new(points.into_iter().collect())))
+        Self { points: Mutex::new(points.into_iter().collect()), process: AtomicU32::default() }
     }
 
     /// Those that were not reached.
     pub fn left(&self) -> BTreeSet<Point> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.points.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Process ID of the operator that runs.
+    pub fn process(&self) -> u32 {
+        self.process.load(Ordering::Relaxed)
     }
 
     fn reached(&self, point: &Point) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(point)
+        self.points.lock().unwrap_or_else(PoisonError::into_inner).remove(point)
     }
 }
 
@@ -54,7 +63,7 @@ async fn keep(site: &Site, armed: &Armed) -> Result<std::convert::Infallible> {
             .args(["run", "--namespace", NAMESPACE, "--health", "127.0.0.1:0", "--log-format", "text"])
             .args([
                 "--shutdown-seconds",
-                "10",
+                "3",
                 "--address-seconds",
                 "5",
                 "--force-seconds",
@@ -69,6 +78,7 @@ async fn keep(site: &Site, armed: &Armed) -> Result<std::convert::Infallible> {
             .kill_on_drop(true)
             .spawn()
             .context("start the operator")?;
+        armed.process.store(operator.id().unwrap_or_default(), Ordering::Relaxed);
         let mut lines = BufReader::new(operator.stderr.take().context("its log")?).lines();
         let mut reached = Vec::new();
         while let Some(line) = lines.next_line().await? {
