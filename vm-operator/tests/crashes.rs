@@ -10,7 +10,7 @@ use edge_api::cluster_api::{ANNOTATION_REMEDIATE, LABEL_CLUSTER};
 use edge_api::edge_cluster::ClusterPhase;
 use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER};
 use edge_api::{
-    Appliance, ClusterProfile, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine,
+    Appliance, ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine,
     VirtualMachineImage, condition,
 };
 use edge_tests::eventually;
@@ -23,9 +23,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use support::guests::{fail_bootstrap, make};
-use support::objects::{create, reason, subnet, until};
+use support::objects::{create, subnet};
 use support::process::{Armed, while_it_ends};
-use support::{LONG, SHORT, Site};
+use support::{LONG, Site};
 use virt::sys;
 use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
 use vm_operator::effects::Effect;
@@ -228,10 +228,11 @@ async fn a_machine_of_cluster_api(site: &Site) -> Result<Vec<Look>> {
     make(site, NUMBER).await?;
     let mut looks = vec![Look::take(site, "a machine of Cluster API runs").await?];
     fail_bootstrap(site.api::<VirtualMachine>().get("node").await?.spec.id.parse()?)?;
-    reason::<LibvirtMachine>(site, "node", "BootstrapFailed").await?;
-    until("another machine to be asked for", async || {
+    let failed = |c: &[Condition]| condition::find(c, "Ready").is_some_and(|c| c.reason == "BootstrapFailed");
+    site.wait::<LibvirtMachine>("node", "BootstrapFailed", failed, LONG).await?;
+    eventually("another machine to be asked for", LONG, || async {
         let annotations = site.api::<Machine>().get("node").await?.annotations().clone();
-        Ok((annotations.contains_key(ANNOTATION_REMEDIATE), annotations))
+        Ok::<_, kube::Error>(Seen::when(annotations.contains_key(ANNOTATION_REMEDIATE), annotations))
     })
     .await?;
     site.delete::<LibvirtMachine>("node").await?;
@@ -268,7 +269,7 @@ async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
     });
     site.create::<EdgeCluster>("shop", wanted).await?;
     has_addresses(site, 2).await?;
-    let ready = |c: &[edge_api::Condition]| condition::is_true(c, "Ready");
+    let ready = |c: &[Condition]| condition::is_true(c, "Ready");
     site.wait::<VirtualMachineImage>("kubernetes-v1.36.3", "Ready", ready, LONG).await?;
     let mut looks = vec![Look::take(site, "a cluster is asked for").await?];
     site.edit::<EdgeCluster>("shop", json!({ "loadBalancer": { "addresses": 1 } })).await?;
@@ -304,7 +305,7 @@ async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
 
 async fn has_addresses(site: &Site, count: usize) -> Result<()> {
     let api = site.api::<EdgeCluster>();
-    eventually(&format!("shop to have {count} addresses"), SHORT, || async {
+    eventually(&format!("shop to have {count} addresses"), LONG, || async {
         let edge = api.get("shop").await?;
         let status = edge.status.unwrap_or_default();
         let settled = status.phase == ClusterPhase::Provisioning

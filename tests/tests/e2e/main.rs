@@ -75,6 +75,7 @@ async fn a_cluster_is_aborted_and_leaves_nothing() -> Result<()> {
 async fn a_cluster_is_upgraded() -> Result<()> {
     let appliance = Appliance { previous_minor: true, ..Appliance::new("e2eup", 155, 205)? };
     let scenario = async {
+        appliance.site.without_machines()?;
         upgrade::start_with_the_previous_minor(&appliance)?;
         lean_cluster(&appliance).await?;
         Box::pin(upgrade::play(&appliance)).await
@@ -87,6 +88,7 @@ async fn a_cluster_is_upgraded() -> Result<()> {
 async fn workers_are_scaled_and_replaced() -> Result<()> {
     let appliance = Appliance::new("e2ewk", 156, 206)?;
     let scenario = async {
+        appliance.site.without_machines()?;
         lean_cluster(&appliance).await?;
         Box::pin(workers::play(&appliance)).await
     };
@@ -98,6 +100,7 @@ async fn workers_are_scaled_and_replaced() -> Result<()> {
 async fn a_control_plane_grows_and_heals() -> Result<()> {
     let appliance = Appliance::new("e2ecp", 157, 207)?;
     let scenario = async {
+        appliance.site.without_machines()?;
         lean_cluster(&appliance).await?;
         Box::pin(control_planes::play(&appliance)).await
     };
