@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod ca;
 pub mod clock;
 pub mod clusters;
+pub mod console_logs;
 pub mod ctl;
 pub mod daemon;
 pub mod dirwatch;

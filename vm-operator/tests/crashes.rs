@@ -5,10 +5,12 @@ mod support;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use crash_points::points;
 use edge_api::cluster_api::{ANNOTATION_REMEDIATE, LABEL_CLUSTER};
 use edge_api::edge_cluster::ClusterPhase;
-use edge_api::names::{ANNOTATION_FORCE_DELETE, FINALIZER};
+use edge_api::names::{ANNOTATION_DIGEST, ANNOTATION_FORCE_DELETE, FINALIZER};
 use edge_api::{
     Appliance, ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine,
     VirtualMachineImage, condition,
@@ -283,7 +285,8 @@ async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
     let metadata = |name: &str| json!({ "name": name, "labels": { LABEL_CLUSTER: "shop" }, "finalizers": [FINALIZER] });
     create::<LibvirtCluster>(site, metadata("shop-c"), json!({ "appliance": "local", "network": "wan" })).await?;
     let machine = json!({
-        "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "tiny", "interfaces": [{ "network": "wan" }],
+        "appliance": "local", "vcpus": 1, "memoryMiB": 64, "image": "tiny", "rootDisk": { "pool": "default" },
+        "interfaces": [{ "network": "wan" }],
     });
     create::<LibvirtMachine>(site, metadata("shop-m"), machine).await?;
     site.delete::<EdgeCluster>("shop").await?;
@@ -340,9 +343,6 @@ impl Look {
         look.objects::<IPAddress>(site, &mut made_up).await?;
         look.objects::<Secret>(site, &mut made_up).await?;
         look.libvirt(site, &mut made_up)?;
-        for entry in std::fs::read_dir(site.dir.join("console"))? {
-            look.items.insert(format!("console log {}", entry?.file_name().display()), String::new());
-        }
         for (made_up, name) in &made_up {
             let renamed = |text: String| text.replace(made_up, name);
             look.items = look.items.into_iter().map(|(key, value)| (renamed(key), renamed(value))).collect();
@@ -360,6 +360,26 @@ impl Look {
             let mut value = serde_json::to_value(&object)?;
             if let Some(id) = value["spec"]["id"].as_str() {
                 made_up.push((id.to_owned(), format!("<{title}>")));
+            }
+            // In the clear, so that what is made up is found in it.
+            for content in value["data"].as_object_mut().into_iter().flat_map(|data| data.values_mut()) {
+                let bytes = BASE64_STANDARD.decode(content.as_str().unwrap_or_default())?;
+                *content = json!(String::from_utf8_lossy(&bytes));
+            }
+            // Of what names its owner's UID, or files that name an identity that is made up.
+            let digests = [&value["status"]["configDigest"], &value["metadata"]["annotations"][ANNOTATION_DIGEST]];
+            for digest in
+                digests.into_iter().filter_map(Value::as_str).filter(|_| object.meta().owner_references.is_some())
+            {
+                made_up.push((digest.to_owned(), format!("<digest of {title}>")));
+            }
+            // The tiny guest takes what DHCP gives, and that follows from its made-up MAC address.
+            for address in value["status"]["addresses"].as_array().into_iter().flatten() {
+                let ip = address["ip"].as_str().unwrap_or_default();
+                if ip.rsplit('.').next().is_some_and(|last| last.len() == 3) {
+                    let told = [format!("\"ip\": \"{ip}\""), format!("\"address\": \"{ip}\""), format!("ip='{ip}'")];
+                    made_up.extend(told.map(|told| (told, format!("<address of {title}>"))));
+                }
             }
             plain(&mut value);
             self.items.insert(title, serde_json::to_string_pretty(&value)?);
@@ -380,6 +400,11 @@ impl Look {
                 xml.split("<mac address='").skip(1).filter_map(|rest| rest.split('\'').next()).enumerate()
             {
                 made_up.push((mac.to_owned(), format!("<MAC {number} of {name}>")));
+            }
+            // The digest of a definition, which names the identity.
+            let digest = xml.split_once("definition=\"").and_then(|(_, rest)| rest.split('"').next());
+            if let Some(digest) = digest.filter(|_| !xml.contains(ONE)) {
+                made_up.push((digest.to_owned(), format!("<definition of {name}>")));
             }
             let state = (domain.is_active()?, domain.autostart()?);
             self.items.insert(format!("domain {name}"), format!("{state:?}\n{xml}"));

@@ -2,21 +2,23 @@
 //! what this host has.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use edge_api::appliance::{AddressRange, ApplianceSpec, Network, NetworkType, Registry, StoragePool};
 use edge_api::names::{LOCAL_APPLIANCE, NAMESPACE, OWN_ORIGIN, REGISTRY_PORT, REGISTRY_PULL_SECRET};
-use edge_api::{Appliance, SiteConfig, condition, site};
+use edge_api::{Appliance, SiteConfig, VirtualMachine, condition, site};
 use futures::future::LocalBoxFuture;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
+use kube::api::ListParams;
 use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::console_logs;
 use crate::durable;
-use crate::engine::{Failure, Run, Step, Verdict};
+use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::objects;
 use crate::ports::firewall;
 use crate::world::World;
@@ -78,7 +80,26 @@ impl Operator {
         }
         objects::ensure(&client, run, &self.appliance(&run.site)?).await?;
         let host = self.appliance_ready(run, &client).await?;
+        self.prune_console_logs(&client).await;
         Ok(Verdict::Ready(host))
+    }
+
+    /// A log too many is no reason to fail.
+    async fn prune_console_logs(&self, client: &kube::Client) {
+        let machines = match Api::<VirtualMachine>::namespaced(client.clone(), NAMESPACE)
+            .list_metadata(&ListParams::default())
+            .await
+        {
+            Ok(list) => list.items.iter().map(ResourceExt::name_any).collect(),
+            Err(e) => return warn!("console logs are not looked through: {}", chain(&e)),
+        };
+        match console_logs::prune(&self.world.paths.join("console"), &machines, SystemTime::now()) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => {
+                info!(step = "operator", "removed console logs of machines that are gone: {}", removed.join(", "));
+            }
+            Err(e) => warn!("old console logs: {}", chain(&e)),
+        }
     }
 
     fn appliance(&self, config: &SiteConfig) -> Result<Value, Failure> {
@@ -106,7 +127,7 @@ impl Operator {
             let missing = match api.get_opt(LOCAL_APPLIANCE).await {
                 Ok(Some(appliance)) => unmet(&appliance),
                 Ok(None) => "the object is gone".to_owned(),
-                Err(e) => crate::engine::chain(&e),
+                Err(e) => chain(&e),
             };
             if begun.elapsed() > APPLIANCE_DEADLINE {
                 let seconds = APPLIANCE_DEADLINE.as_secs();
