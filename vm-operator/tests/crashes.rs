@@ -68,6 +68,7 @@ async fn the_operator_ends_before_and_after_every_effect() -> Result<()> {
 async fn two_hundred_machines_leave_nothing() -> Result<()> {
     const CYCLES: u32 = 100;
     let site = Site::without_operator(NUMBER + 1, URI).await?;
+    support::cluster_api::install(&site.client()).await?;
     let tiny = site.registry.push_tiny().await?;
     let baseline = while_it_ends(&site, &Armed::default(), async {
         site.appliance().await?;
