@@ -158,20 +158,18 @@ mod tests {
         assert!("amid:write".parse::<Point>().is_err());
     }
 
-    /// Runs in the child that the next test starts.
-    #[test]
-    #[ignore = "ends its process"]
-    fn child() {
-        around(Example::Write, || println!("written"));
-        around(Example::Remove, || println!("removed"));
-    }
-
+    /// Starts itself once more, as the process that ends.
     #[test]
     fn a_process_ends_at_its_point() {
+        if std::env::var_os(VARIABLE).is_some() {
+            around(Example::Write, || println!("written"));
+            around(Example::Remove, || println!("removed"));
+            return;
+        }
         let run = |armed: &str| {
             let program = std::env::current_exe().unwrap_or_else(|error| panic!("{error}"));
             let mut child = Command::new(program);
-            child.args(["--exact", "tests::child", "--ignored", "--nocapture"]).env(VARIABLE, armed);
+            child.args(["--exact", "tests::a_process_ends_at_its_point", "--nocapture"]).env(VARIABLE, armed);
             child.output().unwrap_or_else(|error| panic!("{error}"))
         };
         let ended = run("before:remove,after:remove");
@@ -179,6 +177,10 @@ mod tests {
         let said = String::from_utf8_lossy(&ended.stdout).into_owned();
         assert!(said.contains("written") && !said.contains("removed"), "{said}");
         assert!(String::from_utf8_lossy(&ended.stderr).contains("crash point before:remove"), "{ended:?}");
-        assert!(run("").status.success());
+        let unarmed = run("");
+        assert!(
+            unarmed.status.success() && String::from_utf8_lossy(&unarmed.stdout).contains("removed"),
+            "{unarmed:?}"
+        );
     }
 }

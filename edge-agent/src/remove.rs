@@ -1,5 +1,5 @@
-//! `edge-agent remove` and `edgectl reset`: takes away all that one instance made on this host, in the reverse order of making it, and
-//! nothing else. What had to be left is said, and makes the command fail. Doing it again is safe.
+//! `edge-agent remove` and `edgectl reset`: takes away all that one instance made on this host, in the reverse order of
+//! making it, and nothing else. What had to be left is said, and makes the command fail. Doing it again is safe.
 //!
 //! Machines go first, by the API, because vm-operator alone knows what it made in libvirt (D5).
 

@@ -15,7 +15,6 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use edge_api::agent::FORCE_AFTER_SECONDS;
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Reporter;
@@ -44,18 +43,6 @@ pub struct Times {
     pub force: Duration,
     /// How long it is told that a guest's bootstrap failed before its machine is given up.
     pub bootstrap: Duration,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        Self {
-            shutdown: Duration::from_mins(1),
-            resync: Duration::from_mins(10),
-            addresses: Duration::from_mins(1),
-            force: Duration::from_secs(FORCE_AFTER_SECONDS.unsigned_abs()),
-            bootstrap: Duration::from_mins(5),
-        }
-    }
 }
 
 /// Caches of what the API server has.

@@ -151,7 +151,9 @@ fn libvirtd_files() -> Result<usize> {
 /// Everything that a machine, a machine of Cluster API and a cluster make, have changed, and take along.
 async fn life(site: &Site, tiny: &str) -> Result<Vec<Look>> {
     let mut looks = Vec::new();
-    site.appliance().await?;
+    // Some twenty lives of the operator go by.
+    site.create::<Appliance>("local", site.appliance_spec()).await?;
+    site.wait::<Appliance>("local", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;
     site.image("tiny", tiny).await?;
     looks.extend(a_machine(site).await.context("a machine")?);
     looks.extend(a_machine_of_cluster_api(site).await.context("a machine of Cluster API")?);

@@ -39,6 +39,9 @@ pub async fn run(args: &Args, place: &Place) -> Result<ExitCode, Error> {
     if !left.is_empty() {
         return Ok(ExitCode::FAILURE);
     }
-    text::print(&format!("the box is as it came from the factory; an agent waits for {}\n", site_file.display()))?;
+    text::print(&format!(
+        "the box is as it came from the factory; the agent, started again, waits for {}\n",
+        site_file.display()
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

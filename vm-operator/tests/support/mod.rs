@@ -196,7 +196,7 @@ impl Site {
 
     pub async fn appliance(&self) -> Result<Appliance> {
         self.create::<Appliance>("local", self.appliance_spec()).await?;
-        self.wait::<Appliance>("local", "Ready", |c| condition::is_true(c, "Ready"), LONG).await
+        self.wait::<Appliance>("local", "Ready", |c| condition::is_true(c, "Ready"), SHORT).await
     }
 
     /// Waits for an object whose conditions satisfy `wanted`.
