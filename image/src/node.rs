@@ -75,12 +75,13 @@ pub fn ensure(context: &Context) -> Result<Built> {
     }
     let base = ensure_base_layer(context)?;
     let store = ensure_store(context, &CURRENT)?;
+    let programs = programs::ensure(context, &CURRENT)?;
     let path = context.artifact("node", &key, 1, |staging, task| {
         task.step("layer");
         let mut layout = Layout::create(staging)?;
         link_base(&base, &layout)?;
         link_base(&store, &layout)?;
-        let layer = put_layer(&layout, &tree())?;
+        let layer = put_layer(&layout, &tree(&programs))?;
         let config = json!({
             "Entrypoint": ["/usr/local/bin/entrypoint"],
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=docker"],
@@ -142,9 +143,12 @@ pub fn ensure_store(context: &Context, release: &'static Release) -> Result<Base
     Base::open(dir)
 }
 
-/// Files of our own: units, configuration, scripts.
-fn tree() -> Tree {
+/// Files of our own: units, configuration, scripts; and what a backup of the system cluster is made and restored with.
+fn tree(programs: &Path) -> Tree {
     let mut tree = Tree::default();
+    for name in ["etcdctl", "etcdutl"] {
+        tree.program(&format!("usr/local/bin/{name}"), programs.join(name));
+    }
     for dir in ["etc/cni", "etc/cni/net.d", "etc/containerd", "etc/containerd/certs.d", "kind"] {
         tree.dir(dir, 0o755);
     }

@@ -138,7 +138,11 @@ const GROUPS: &[Group] = &[
     group!(
         "etcd",
         "go.etcd.io/etcd/server/v3",
-        [("etcd", "go.etcd.io/etcd/server/v3"), ("etcdctl", "go.etcd.io/etcd/etcdctl/v3")]
+        [
+            ("etcd", "go.etcd.io/etcd/server/v3"),
+            ("etcdctl", "go.etcd.io/etcd/etcdctl/v3"),
+            ("etcdutl", "go.etcd.io/etcd/etcdutl/v3"),
+        ]
     ),
     group!(
         "containerd",

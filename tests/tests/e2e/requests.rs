@@ -9,7 +9,8 @@ use kube::{Api, Client};
 
 /// A client gives up on an answer after this.
 const TIMEOUT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(250);
+/// More often is a load of its own for an emulated API server.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What the client got.
 #[derive(Clone, Copy, Debug)]
