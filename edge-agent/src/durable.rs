@@ -147,6 +147,12 @@ pub fn only_files(folder: &Path, files: &BTreeMap<String, String>, mode: u32) ->
     files.iter().try_for_each(|(name, text)| write_if_changed(&folder.join(name), text.as_bytes(), mode).map(drop))
 }
 
+/// Gives a file or folder, whose content is on the disk, another path on the same file system.
+pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    let folder = to.parent().unwrap_or(Path::new("/"));
+    fs::rename(from, to).and_then(|()| File::open(folder)?.sync_all()).map_err(io("write", to))
+}
+
 /// Removes a file; not there is done.
 pub fn remove_file(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {

@@ -2,6 +2,7 @@
 //!
 //! `site` reads `unattended.yaml`, `ctl` is the people's command line, everything else is the daemon.
 
+pub mod backup;
 pub mod bundle;
 pub mod ca;
 pub mod clock;

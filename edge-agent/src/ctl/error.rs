@@ -26,6 +26,9 @@ pub enum Error {
     /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] crate::durable::Error),
+    /// A backup cannot be made or restored.
+    #[error(transparent)]
+    Backup(#[from] crate::backup::Error),
     /// A profile folder or archive is not as it has to be.
     #[error(transparent)]
     Profile(#[from] edge_profiles::Error),
@@ -55,6 +58,7 @@ impl Error {
         match self {
             Self::Agent(error) => error.hint(),
             Self::Other { hint, .. } => hint.clone(),
+            Self::Backup(crate::backup::Error::Refused { hint, .. }) => Some(hint.clone()),
             _ => None,
         }
     }

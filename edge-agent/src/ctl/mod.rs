@@ -5,6 +5,7 @@
 //! 1 failed or invalid, 2 wrong usage, 3 (`status`, `apply --watch`, `cluster … --wait`) not Ready, or not yet gone. They hold where nobody reads the result.
 
 mod apply;
+mod backup;
 mod check;
 mod cluster;
 mod error;
@@ -54,6 +55,7 @@ const EXAMPLES: &str = "Examples:
   edgectl cluster create -f shop.yaml --wait     make a workload cluster, follow until it is Running
   edgectl cluster kubeconfig shop > shop.conf    log in to it
   edgectl profile build ./profile -o site.tar    make a profile archive of a folder
+  edgectl backup                                 what another box needs to take this one's place
 
 `edgectl help COMMAND` tells more about a command.";
 
@@ -131,6 +133,22 @@ Examples:
     /// Local registry
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Back up what cannot be made anew: the system cluster's data, keys, identity, site file
+    #[command(after_help = "The appliance runs on meanwhile. The file holds every key of the appliance: keep it like \
+one. Disks of virtual machines are not in it.
+
+Examples:
+  edgectl backup
+  edgectl backup /media/stick/store-1.backup")]
+    Backup(backup::MakeArgs),
+    /// Make the appliance of a backup on this box, which must not have one yet
+    #[command(after_help = "Where this box has a site file already, its device_id must be that of the backup, and it \
+is kept. An agent that runs is ended; started again, it makes the system cluster of the backup. A virtual machine whose \
+disks are not on this box is told of as DiskLost: bring its disks, or delete it, and the profile makes it anew.
+
+Example:
+  edgectl restore /media/stick/store-1.backup")]
+    Restore(backup::RestoreArgs),
     /// Remove the appliance: the box is then as it came from the factory
     #[command(
         after_help = "Ends the agent, and takes away all that this instance made on this host: clusters, virtual \
@@ -182,12 +200,17 @@ pub fn main() -> ExitCode {
 
 /// Waits for the agent and, where that takes longer than two seconds, says so.
 async fn patiently<T>(answer: impl Future<Output = T>) -> T {
-    let mut answer = std::pin::pin!(answer);
+    telling("waiting for the agent to answer", answer).await
+}
+
+/// Does something and, where that takes longer than two seconds, says so.
+async fn telling<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
     tokio::select! {
-        answer = &mut answer => return answer,
-        () = tokio::time::sleep(Duration::from_secs(2)) => text::complain("waiting for the agent to answer …"),
+        done = &mut work => return done,
+        () = tokio::time::sleep(Duration::from_secs(2)) => text::complain(&format!("{what} …")),
     }
-    answer.await
+    work.await
 }
 
 async fn run(cli: &Cli) -> Result<ExitCode, Error> {
@@ -201,6 +224,8 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Cluster(command) => cluster::run(command, &client).await,
         Command::Profile(command) => profile::run(command),
         Command::Registry(command) => registry::run(command, &Paths::new(cli.place.root()), &cli.place.instance),
+        Command::Backup(args) => backup::make(args, &cli.place).await,
+        Command::Restore(args) => backup::restore(args, &cli.place).await,
         Command::Reset(args) => reset::run(args, &cli.place).await,
         Command::Template => text::print(crate::site::TEMPLATE).map(|()| ExitCode::SUCCESS),
         Command::Schema => text::json(&crate::site::schema(), true).map(|()| ExitCode::SUCCESS),

@@ -167,6 +167,15 @@ impl Docker {
         program.deadline(Duration::from_mins(2)).run().await.map(drop)
     }
 
+    /// Runs a program of an image to its end, with a folder of the host and no network, in a container of this name.
+    pub async fn run_once(&self, name: &str, image: &str, mount: (&str, &str), words: &[&str]) -> Result<(), Error> {
+        let (program, args) = words.split_first().unwrap_or((&"", &[]));
+        let volume = format!("{}:{}", mount.0, mount.1);
+        let words = ["container", "run", "--rm", "--name", name, "--network", "none", "--volume", &volume];
+        let command = self.command(words).args(["--entrypoint", program, image]).args(args);
+        command.deadline(Duration::from_mins(5)).run().await.map(drop)
+    }
+
     /// Last lines of what a container wrote.
     pub async fn logs(&self, name: &str, lines: u32) -> Result<String, Error> {
         let output = self.command(["container", "logs", "--tail", &lines.to_string(), name]).run().await?;

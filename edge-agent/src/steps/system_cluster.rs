@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::backup::{self, Manifest};
 use crate::bundle;
 use crate::ca;
 use crate::clock::Clock;
@@ -45,6 +46,9 @@ const LEAVES: [&str; 7] = [
     "etcd/peer",
     "etcd/healthcheck-client",
 ];
+
+/// What the one member of etcd calls itself: nobody else asks it.
+const PEER: &str = "https://127.0.0.1:2380";
 
 /// See the module.
 pub struct SystemCluster {
@@ -133,6 +137,7 @@ impl SystemCluster {
             }
             durable::remove_file(&world.paths.kubeconfig()).map_err(|e| Failure::of(&e))?;
             durable::remove_file(&world.paths.join("kube/admin.conf.lock")).map_err(|e| Failure::of(&e))?;
+            self.ensure_restored(run, &kind.node(), &image).await?;
             prepare_pki(&world.paths.join("pki"), world.paths.join("etcd/member").exists())
                 .map_err(|e| Failure::new(format!("clean {}: {e}", world.paths.join("pki").display())))?;
             if let Err(e) = kind.create(&config_path).await {
@@ -182,6 +187,46 @@ impl SystemCluster {
             made.map_err(|e| Failure::of(&e).hint("`docker network ls` and `ip route` show what is in the way"))?;
         }
         Ok(())
+    }
+
+    /// Makes etcd's data of a backup that was restored. The rename is what counts: until then it is made anew.
+    async fn ensure_restored(&self, run: &Run, node: &str, image: &str) -> Result<(), Failure> {
+        let paths = &self.world.paths;
+        let (snapshot, member) = (paths.join(backup::SNAPSHOT), paths.join("etcd/member"));
+        let record: Option<Manifest> = durable::read_json(&paths.join(backup::RECORD)).map_err(|e| Failure::of(&e))?;
+        let Some(record) = record.filter(|_| snapshot.exists() && !member.exists()) else { return Ok(()) };
+        let version = &self.world.index()?.kubernetes_version;
+        if minor(&record.kubernetes_version) > minor(version) {
+            return Err(Failure::new(format!(
+                "the backup is of Kubernetes {}, this box has {version}, which cannot read its data",
+                record.kubernetes_version
+            ))
+            .hint("give the agent a bundle of that minor or the next"));
+        }
+        run.working("makes the system cluster's data of the backup");
+        info!(step = "system-cluster", "restores {} as of {}", record.of_what(), record.made);
+        let (container, made) = (format!("{node}-restore"), paths.join("etcd/restored"));
+        self.world.docker.remove_container(&container).await.map_err(|e| Failure::of(&e))?;
+        durable::remove_folder(&made).map_err(|e| Failure::of(&e))?;
+        let etcd = paths.join("etcd").display().to_string();
+        // Whoever has read a later state must not take the restored one for a continuation of it.
+        let words = [
+            "etcdutl",
+            "snapshot",
+            "restore",
+            "/var/lib/etcd/backup.db",
+            "--data-dir=/var/lib/etcd/restored",
+            "--bump-revision=1000000000",
+            "--mark-compacted",
+            &format!("--name={node}"),
+            &format!("--initial-cluster={node}={PEER}"),
+            &format!("--initial-advertise-peer-urls={PEER}"),
+        ];
+        let restored = self.world.docker.run_once(&container, image, (&etcd, "/var/lib/etcd"), &words).await;
+        restored.map_err(|e| Failure::of(&e).hint("`edgectl restore` takes another backup after `edgectl reset`"))?;
+        durable::rename(&made.join("member"), &member).map_err(|e| Failure::of(&e))?;
+        durable::remove_folder(&made).map_err(|e| Failure::of(&e))?;
+        durable::remove_file(&snapshot).map(drop).map_err(|e| Failure::of(&e))
     }
 
     /// Returns reference and manifest digest.
@@ -376,9 +421,22 @@ fn prepare_pki(pki: &Path, has_data: bool) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Major and minor version of `v1.36.3`.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.strip_prefix('v')?.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn minors_are_compared_as_numbers() {
+        assert!(minor("v1.36.3") < minor("v1.100.0"));
+        assert_eq!(minor("v1.36.3"), minor("v1.36.11"));
+        assert_eq!(minor("1.36"), None);
+    }
 
     #[test]
     fn certificates_that_end_are_renewed_where_their_authority_lasts() {
