@@ -31,20 +31,28 @@ pub struct Restored {
 
 /// Puts a backup below the root. An agent that runs there is ended. What is interrupted can be run again.
 pub async fn restore(paths: &Paths, instance: &Instance, backup: &Path) -> Result<Restored, Error> {
+    // Before an agent is ended for nothing; and again when none can begin any more.
+    has_none(paths, instance).await?;
     paths.ensure()?;
     let _lock = daemon::take_over(paths).await?;
     daemon::claim(paths, instance)?;
-    let node = format!("{}-control-plane", instance.kind_cluster());
-    let look = Docker::default().container(&node).await;
-    let container = look.map_err(|source| Error::Program { what: "look for a system cluster", source })?;
-    if container.is_some() || paths.join("etcd/member").exists() {
-        let message = format!("{} has an appliance already", paths.root().display());
-        return Err(refused(message, "`edgectl reset` removes it, if it is not wanted any more"));
-    }
+    has_none(paths, instance).await?;
     let (paths, instance, backup) = (paths.clone(), instance.clone(), backup.to_owned());
     let root = paths.root().to_owned();
     let placed = tokio::task::spawn_blocking(move || unpack_and_place(&paths, &instance, &backup));
     placed.await.map_err(|e| io("restore", &root)(io::Error::other(e)))?
+}
+
+/// Refuses where there is an appliance.
+async fn has_none(paths: &Paths, instance: &Instance) -> Result<(), Error> {
+    let node = format!("{}-control-plane", instance.kind_cluster());
+    let look = Docker::default().container(&node).await;
+    let container = look.map_err(|source| Error::Program { what: "look for a system cluster", source })?;
+    if container.is_none() && !paths.join("etcd/member").exists() {
+        return Ok(());
+    }
+    let message = format!("{} has an appliance already", paths.root().display());
+    Err(refused(message, "`edgectl reset` removes it, if it is not wanted any more"))
 }
 
 fn unpack_and_place(paths: &Paths, instance: &Instance, backup: &Path) -> Result<Restored, Error> {

@@ -5,6 +5,7 @@
 
 mod abort;
 mod appliance;
+mod backup;
 mod bad_input;
 mod control_planes;
 mod faults;
@@ -57,6 +58,17 @@ async fn from_nothing_to_ready_and_back() -> Result<()> {
 async fn a_workload_cluster_from_nothing_and_back() -> Result<()> {
     let appliance = Appliance::new("e2ewl", 152, 202)?;
     and_back(&appliance, Box::pin(workload_cluster(&appliance))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_becomes_the_appliance_again() -> Result<()> {
+    let appliance = Appliance::new("e2ebk", 159, 209)?;
+    let scenario = async {
+        appliance.site.without_machines()?;
+        up_without_the_cluster(&appliance).await?;
+        backup::play(&appliance).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
