@@ -7,6 +7,7 @@
 //! | `GET /v1/logs?lines=N` | array of [`LogLine`], oldest first, the last `N` (default 200) |
 //! | `POST /v1/validate` with YAML | [`ValidationReport`] |
 //! | `POST /v1/apply` with YAML | [`ValidationReport`]; the file is replaced where it is valid |
+//! | `POST /v1/upgrade` with [`UpgradeRequest`] | the [`Upgrade`], which goes on after the answer |
 //! | `GET /v1/vms`, `GET /v1/vms/{name}` | array of / one [`VirtualMachine`](crate::VirtualMachine) |
 //! | `GET /v1/clusters`, `GET /v1/clusters/{name}` | array of / one [`EdgeCluster`](crate::EdgeCluster) |
 //! | `POST /v1/clusters` with YAML of one `EdgeCluster` | the [`EdgeCluster`](crate::EdgeCluster) that was made |
@@ -54,6 +55,48 @@ pub struct Status {
     /// Workload clusters by name.
     #[serde(default)]
     pub clusters: Vec<Cluster>,
+    /// The last upgrade of the appliance.
+    #[serde(default)]
+    pub upgrade: Option<Upgrade>,
+}
+
+/// An upgrade of the appliance to another bundle.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Upgrade {
+    /// Version before, with that of Kubernetes.
+    pub from: String,
+    /// Version asked for, with that of Kubernetes.
+    pub to: String,
+    /// Where it stands.
+    pub state: UpgradeState,
+    /// What happens, or why it went back.
+    pub message: String,
+}
+
+/// Where an upgrade stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum UpgradeState {
+    /// The bundle is being verified, and the system cluster's data are kept.
+    Asked,
+    /// The steps carry out the new bundle.
+    Running,
+    /// Every step was ready with the new bundle.
+    Done,
+    /// It was not ready in time: data and bundle become what they were.
+    Returning,
+    /// The bundle is the one before.
+    Returned,
+}
+
+/// Body of `POST /v1/upgrade`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// Absolute path of the bundle's folder.
+    pub bundle: String,
+    /// Seconds after which the appliance goes back, where it is not ready by then.
+    pub deadline_seconds: u64,
 }
 
 /// One word for the appliance.

@@ -12,7 +12,9 @@ mod sse;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edge_api::agent::{ApiError, ClusterChange, ClusterRemoval, LogLine, Status, ValidationReport};
+use edge_api::agent::{
+    ApiError, ClusterChange, ClusterRemoval, LogLine, Status, Upgrade, UpgradeRequest, ValidationReport,
+};
 use edge_api::{EdgeCluster, VirtualMachine};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -65,6 +67,12 @@ impl Client {
     /// Has the agent put a site file in force, where it is valid.
     pub async fn apply(&self, yaml: Vec<u8>) -> Result<ValidationReport, Error> {
         self.post("/v1/apply", yaml).await
+    }
+
+    /// Asks for another bundle; the upgrade goes on after the answer.
+    pub async fn upgrade(&self, request: &UpgradeRequest) -> Result<Upgrade, Error> {
+        let body = serde_json::to_vec(request).map_err(|error| Error::Unreadable(error.to_string()))?;
+        self.post("/v1/upgrade", body).await
     }
 
     /// All virtual machines.

@@ -29,6 +29,7 @@ use crate::server::Server;
 use crate::site_follow::{self, Follower};
 use crate::status::{Board, STEPS};
 use crate::steps;
+use crate::upgrade;
 use crate::world::{Identity, World};
 
 /// Longest wait for an agent that is asked to end.
@@ -165,12 +166,18 @@ pub async fn run(options: Options) -> Result<(), Error> {
 
     let world = World::new(paths.clone(), instance, (api_port, registry_port), bundle, identity, board.clone());
     let world = Arc::new(world);
+    if let Some(record) = upgrade::Record::load(&paths, &world.given_bundle)? {
+        world.set_bundle(record.bundle());
+        board.edit(|status| status.upgrade = Some(record.told()));
+    }
     let server = Server {
         paths: paths.clone(),
         board: board.clone(),
         journal,
         objects: objects.clone(),
         clients: world.clients(),
+        bundle: world.given_bundle.clone(),
+        wake: wake.clone(),
         now: Timestamp::now,
         cancel: stop_serving.clone(),
     };
@@ -178,7 +185,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let follow_objects = tokio::spawn(machines::follow(world.clients(), objects, board.clone(), wake));
     let follow_site = tokio::spawn(follower.run());
     let engine =
-        Engine::new(steps::all(&world), board, paths.steps(), steps::basis(&world), site, events, cancel.clone());
+        Engine::new(steps::all(&world), board, paths.steps(), steps::basis(&world), site, events, cancel.clone())
+            .settled(move || upgrade::settle(&world));
 
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;

@@ -230,6 +230,7 @@ pub struct Engine {
     waits: BTreeMap<&'static str, String>,
     site: watch::Receiver<Option<Arc<SiteConfig>>>,
     events: mpsc::Receiver<()>,
+    settled: Box<dyn Fn()>,
     cancel: CancellationToken,
 }
 
@@ -245,7 +246,14 @@ impl Engine {
         cancel: CancellationToken,
     ) -> Self {
         let record = Rc::new(RefCell::new(Record::load(record)));
-        Self { steps, board, record, basis, failures: BTreeMap::new(), waits: BTreeMap::new(), site, events, cancel }
+        let (failures, waits, settled) = (BTreeMap::new(), BTreeMap::new(), Box::new(|| {}));
+        Self { steps, board, record, basis, failures, waits, site, events, settled, cancel }
+    }
+
+    /// Has something done whenever every step was ready.
+    #[must_use]
+    pub fn settled(self, settled: impl Fn() + 'static) -> Self {
+        Self { settled: Box::new(settled), ..self }
     }
 
     /// Runs until cancelled.
@@ -261,7 +269,10 @@ impl Engine {
             };
             while self.events.try_recv().is_ok() {}
             let (pause, events_count) = match self.pass(&site).await {
-                Pass::Ready => (RESYNC, true),
+                Pass::Ready => {
+                    (self.settled)();
+                    (RESYNC, true)
+                }
                 Pass::RetryAfter(pause) => (pause, false),
                 Pass::Interrupted => continue,
                 Pass::Cancelled => return,

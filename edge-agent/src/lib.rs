@@ -29,4 +29,5 @@ pub mod site;
 pub mod site_follow;
 pub mod status;
 pub mod steps;
+pub mod upgrade;
 pub mod world;

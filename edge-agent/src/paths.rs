@@ -61,6 +61,11 @@ impl Paths {
         self.join("state/clock.json")
     }
 
+    /// The last upgrade.
+    pub fn upgrade(&self) -> PathBuf {
+        self.join("state/upgrade.json")
+    }
+
     /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.join(edge_api::agent::SOCKET)

@@ -139,8 +139,8 @@ async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec
 /// The tree of the agent, and nothing that somebody else put below the root, except in the folders that are ours.
 fn remove_root(paths: &Paths) -> Result<(), Error> {
     for folder in [
-        "audit", "ca", "certs.d", "console", "etcd", "kube", "node", "pki", "pools", "profiles", "registry", "restore",
-        "conf", "state", "run",
+        "audit", "bundles", "ca", "certs.d", "console", "etcd", "kube", "node", "pki", "pools", "profiles", "registry",
+        "restore", "conf", "state", "run",
     ] {
         durable::remove_folder(&paths.join(folder))?;
     }

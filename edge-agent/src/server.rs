@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::Json;
@@ -14,12 +14,12 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use edge_api::agent::{ApiError, LogLine, ValidationReport};
+use edge_api::agent::{ApiError, LogLine, UpgradeRequest, ValidationReport};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -33,6 +33,7 @@ use crate::paths::Paths;
 use crate::site;
 use crate::site_follow::{LIMIT, check};
 use crate::status::Board;
+use crate::upgrade;
 
 /// What the server answers from.
 #[derive(Clone)]
@@ -47,6 +48,10 @@ pub struct Server {
     pub objects: Objects,
     /// The system cluster's client, once there is one.
     pub clients: watch::Receiver<Option<kube::Client>>,
+    /// Folder of the bundle that the agent was given.
+    pub bundle: PathBuf,
+    /// Has the engine look soon.
+    pub wake: mpsc::Sender<()>,
     /// What time it is.
     pub now: fn() -> Timestamp,
     /// Ends event streams.
@@ -73,6 +78,7 @@ impl Server {
             .route("/v1/logs", get(logs))
             .route("/v1/validate", post(validate))
             .route("/v1/apply", post(apply))
+            .route("/v1/upgrade", post(ask_for_upgrade))
             .route("/v1/vms", get(vms))
             .route("/v1/vms/{name}", get(vm))
             .merge(clusters::routes())
@@ -181,6 +187,27 @@ async fn apply(
         }
     }
     Json(report).into_response()
+}
+
+async fn ask_for_upgrade(
+    State(server): State<Server>,
+    body: Result<Json<UpgradeRequest>, axum::extract::rejection::JsonRejection>,
+) -> Response {
+    let request = match body {
+        Ok(Json(request)) => request,
+        Err(e) => return error(StatusCode::BAD_REQUEST, e.body_text(), None),
+    };
+    let deadline = Duration::from_secs(request.deadline_seconds);
+    match upgrade::ask(&server.paths, &server.bundle, Path::new(&request.bundle), deadline) {
+        Ok(asked) => {
+            info!("upgrade to {} is asked for", asked.to);
+            server.board.edit(|status| status.upgrade = Some(asked.clone()));
+            // Full means that it looks soon anyway.
+            let _ = server.wake.try_send(());
+            Json(asked).into_response()
+        }
+        Err(refused) => error(StatusCode::CONFLICT, refused.message, Some(refused.hint)),
+    }
 }
 
 async fn vms(State(server): State<Server>) -> Response {

@@ -60,6 +60,7 @@ impl Board {
             applications: Vec::new(),
             machines: Vec::new(),
             clusters: Vec::new(),
+            upgrade: None,
         };
         let board = Self { sender: Arc::new(watch::Sender::new(status)) };
         board.edit(|_| {});

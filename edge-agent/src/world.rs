@@ -1,6 +1,6 @@
 //! What every step knows: paths, instance, ports, identity, and the system cluster's client once there is one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,8 +51,8 @@ pub struct World {
     pub api_port: u16,
     /// Port of the registry on the host.
     pub registry_port: u16,
-    /// Folder of the bundle.
-    pub bundle: PathBuf,
+    /// Folder of the bundle that the agent was given.
+    pub given_bundle: PathBuf,
     /// Identity.
     pub identity: Identity,
     /// The status.
@@ -64,6 +64,7 @@ pub struct World {
     client: watch::Sender<Option<kube::Client>>,
     client_of: Mutex<Vec<u8>>,
     index: Mutex<Option<Arc<Index>>>,
+    bundle: Mutex<PathBuf>,
 }
 
 impl World {
@@ -83,7 +84,8 @@ impl World {
             instance,
             api_port: ports.0,
             registry_port: ports.1,
-            bundle,
+            bundle: Mutex::new(bundle.clone()),
+            given_bundle: bundle,
             identity,
             board,
             docker: Docker::default(),
@@ -96,7 +98,7 @@ impl World {
     /// kind for this instance.
     pub fn kind(&self) -> Kind {
         Kind::new(
-            self.bundle.join("bin/kind"),
+            self.bundle().join("bin/kind"),
             self.instance.kind_cluster(),
             self.instance.docker_network(),
             self.paths.kubeconfig(),
@@ -106,6 +108,16 @@ impl World {
     /// The host's packet filter for this instance.
     pub fn firewall(&self) -> Firewall {
         Firewall::new(&self.instance)
+    }
+
+    /// Folder of the bundle in force: what was given, or what an upgrade brought.
+    pub fn bundle(&self) -> PathBuf {
+        self.bundle.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a bundle in force; the step `bundle` decides which.
+    pub fn set_bundle(&self, bundle: &Path) {
+        bundle.clone_into(&mut self.bundle.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The bundle's index, known once step `bundle` has been there.

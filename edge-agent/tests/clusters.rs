@@ -64,6 +64,8 @@ impl Host {
             board: board.clone(),
             objects: objects.clone(),
             clients: receiver.clone(),
+            bundle: folder.path().join("bundle"),
+            wake: mpsc::channel(1).0,
             now: || Timestamp::now() + SignedDuration::from_secs(AHEAD.load(Ordering::Relaxed)),
             cancel: CancellationToken::new(),
             paths: paths.clone(),

@@ -127,6 +127,7 @@ fn waiting() -> Status {
         applications: Vec::new(),
         machines: Vec::new(),
         clusters: Vec::new(),
+        upgrade: None,
     }
 }
 

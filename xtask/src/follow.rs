@@ -338,6 +338,7 @@ mod tests {
             applications: vec![],
             machines: vec![],
             clusters: Vec::new(),
+            upgrade: None,
         }
     }
 

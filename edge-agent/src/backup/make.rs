@@ -22,10 +22,14 @@ use crate::ports::docker::Docker;
 use crate::site;
 use crate::world;
 
-/// Runs in the node, which sees `<root>/etcd` as `/var/lib/etcd`.
-const TAKE_SNAPSHOT: &str = "umask 077; cd /var/lib/etcd && rm -f backup.db backup.db.part && \
-    pki=/etc/kubernetes/pki/etcd && etcdctl --endpoints=https://127.0.0.1:2379 --cacert=$pki/ca.crt \
-    --cert=$pki/healthcheck-client.crt --key=$pki/healthcheck-client.key snapshot save backup.db";
+/// Script for the node, which sees `<root>/etcd` as `/var/lib/etcd`: makes a snapshot of this name there.
+pub fn take_snapshot(name: &str) -> String {
+    format!(
+        "umask 077; cd /var/lib/etcd && rm -f {name} {name}.part && pki=/etc/kubernetes/pki/etcd && \
+        etcdctl --endpoints=https://127.0.0.1:2379 --cacert=$pki/ca.crt --cert=$pki/healthcheck-client.crt \
+        --key=$pki/healthcheck-client.key snapshot save {name}"
+    )
+}
 
 /// Makes a backup of a running appliance at `out`, which appears as a whole or not at all.
 pub async fn make(paths: &Paths, instance: &Instance, out: &Path) -> Result<Manifest, Error> {
@@ -43,7 +47,7 @@ pub async fn make(paths: &Paths, instance: &Instance, out: &Path) -> Result<Mani
     let client = world::client(paths).await.map_err(|e| refused(e.reason, answers))?;
     let version = client.apiserver_version().await.map_err(|e| refused(chain(&e), answers))?;
     let node = format!("{}-control-plane", instance.kind_cluster());
-    let taken = Docker::default().run_in(&node, TAKE_SNAPSHOT).await;
+    let taken = Docker::default().run_in(&node, &take_snapshot("backup.db")).await;
     taken.map_err(|source| Error::Program { what: "take a snapshot of the system cluster", source })?;
 
     let site = durable::read(&paths.site_in_force(), site::MAX_BYTES as u64)?.unwrap_or_default();

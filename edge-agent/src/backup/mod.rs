@@ -20,11 +20,12 @@ mod restore;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use edge_api::Instance;
 use edge_profiles::Digest;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use make::make;
+pub use make::{make, take_snapshot};
 pub use restore::{Restored, restore};
 
 use crate::{daemon, durable};
@@ -64,6 +65,12 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Of the appliance's own data, which become the same appliance's again.
+    pub fn of_own_data(instance: &Instance, made: Timestamp, kubernetes_version: String) -> Self {
+        let instance = instance.to_string();
+        Self { format: FORMAT, made, instance, device_id: None, kubernetes_version, files: BTreeMap::new() }
+    }
+
     /// The appliance in words.
     pub fn of_what(&self) -> String {
         match &self.device_id {

@@ -15,6 +15,7 @@ mod registry;
 mod reset;
 mod status;
 mod text;
+mod upgrade;
 mod vm;
 
 #[cfg(test)]
@@ -55,6 +56,7 @@ const EXAMPLES: &str = "Examples:
   edgectl cluster create -f shop.yaml --wait     make a workload cluster, follow until it is Running
   edgectl cluster kubeconfig shop > shop.conf    log in to it
   edgectl profile build ./profile -o site.tar    make a profile archive of a folder
+  edgectl upgrade /media/stick/bundle --wait     another version of all that
   edgectl backup                                 what another box needs to take this one's place
 
 `edgectl help COMMAND` tells more about a command.";
@@ -133,6 +135,18 @@ Examples:
     /// Local registry
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Bring the appliance to another bundle; it goes back by itself where that does not become ready
+    #[command(
+        after_help = "The bundle is copied below the agent's root and verified, and the system cluster's data are \
+kept. Then node, registry, operator, Cluster API and applications follow, while virtual machines run on. What is not ready \
+by the deadline goes back to the bundle before, which stays. Kubernetes goes one minor at a time. Programs of the host \
+(edge-agent, edgectl, edge-tui) come with its image, not with a bundle.
+
+Examples:
+  edgectl upgrade /media/stick/bundle --wait
+  edgectl upgrade /media/stick/bundle --deadline 10m"
+    )]
+    Upgrade(upgrade::Args),
     /// Back up what cannot be made anew: the system cluster's data, keys, identity, site file
     #[command(after_help = "The appliance runs on meanwhile. The file holds every key of the appliance: keep it like \
 one. Disks of virtual machines are not in it.
@@ -224,6 +238,7 @@ async fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Cluster(command) => cluster::run(command, &client).await,
         Command::Profile(command) => profile::run(command),
         Command::Registry(command) => registry::run(command, &Paths::new(cli.place.root()), &cli.place.instance),
+        Command::Upgrade(args) => upgrade::run(args, &cli.place).await,
         Command::Backup(args) => backup::make(args, &cli.place).await,
         Command::Restore(args) => backup::restore(args, &cli.place).await,
         Command::Reset(args) => reset::run(args, &cli.place).await,

@@ -94,6 +94,10 @@ pub fn render(status: &Status, now: Timestamp, paint: Paint) -> String {
     if let Some(accelerator) = &status.accelerator {
         let _ = writeln!(out, "accelerator  {}  ({})", clean(&accelerator.kind), clean(&accelerator.reason));
     }
+    if let Some(upgrade) = &status.upgrade {
+        let _ =
+            writeln!(out, "upgrade      to {}  ({:?}: {})", clean(&upgrade.to), upgrade.state, clean(&upgrade.message));
+    }
     for error in &status.site_file.errors {
         let field = if error.field.is_empty() { String::new() } else { format!(" {}:", clean(&error.field)) };
         let _ = writeln!(

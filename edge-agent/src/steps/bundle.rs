@@ -5,16 +5,19 @@
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use edge_api::bundle::Index;
 use futures::future::{LocalBoxFuture, try_join_all};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{self, Error, Expected};
 use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict};
+use crate::upgrade;
 use crate::world::World;
 
 /// See the module.
@@ -37,7 +40,17 @@ impl Bundle {
     }
 
     async fn ensure_bundle(&self, run: &Run) -> Result<Verdict, Failure> {
-        let folder = &self.world.bundle;
+        upgrade::advance(&self.world, async |folder| self.verified(run, folder).await.map(drop)).await?;
+        let folder = self.world.bundle();
+        let index = self.verified(run, &folder).await?;
+        let size: u64 = index.artifacts.iter().map(|artifact| artifact.size).sum();
+        let message = format!("{} artifacts, {} MiB, version {}", index.artifacts.len(), size >> 20, index.version);
+        self.world.set_index(index);
+        Ok(Verdict::Ready(message))
+    }
+
+    /// The index of a bundle whose files are what it says.
+    async fn verified(&self, run: &Run, folder: &Path) -> Result<Index, Failure> {
         let failed = |e: Error| {
             Failure::of(&e)
                 .hint(format!("the bundle at {} is damaged or incomplete: build or copy it again", folder.display()))
@@ -56,9 +69,7 @@ impl Bundle {
             verify_all(run, files, all).await.map_err(failed)?;
             durable::write_json(&record, &now).map_err(|e| Failure::of(&e))?;
         }
-        let message = format!("{} artifacts, {} MiB, version {}", index.artifacts.len(), all >> 20, index.version);
-        self.world.set_index(index);
-        Ok(Verdict::Ready(message))
+        Ok(index)
     }
 }
 

@@ -142,7 +142,7 @@ impl ClusterApi {
         authority: &Authority<'_>,
         basis: String,
     ) -> Result<Installed, Failure> {
-        let files = bundle::manifest_files(&self.world.bundle, index, MANIFESTS).map_err(|e| Failure::of(&e))?;
+        let files = bundle::manifest_files(&self.world.bundle(), index, MANIFESTS).map_err(|e| Failure::of(&e))?;
         let mut installed = Installed { basis, objects: Vec::new(), certificates: Vec::new() };
         let of_managers = MANAGERS.iter().map(|(file, provider, _)| (*file, Some(provider)));
         for (file, provider) in of_managers.chain(TOOLING.map(|file| (file, None))) {

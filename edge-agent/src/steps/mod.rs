@@ -37,8 +37,8 @@ pub fn basis(world: &Arc<World>) -> Basis {
     let world = Arc::clone(world);
     Box::new(move |site: &SiteConfig| {
         // Secrets show as `***`, so that no digest of one is ever written.
-        let mut text = format!("{site:?}\n{}\n", world.bundle.display());
-        if let Ok(index) = std::fs::read(world.bundle.join(INDEX_FILE)) {
+        let mut text = format!("{site:?}\n{}\n", world.bundle().display());
+        if let Ok(index) = std::fs::read(world.bundle().join(INDEX_FILE)) {
             text.push_str(&sha256(&index));
         }
         let archive = system_applications::archive_path(&world.paths.conf(), site);

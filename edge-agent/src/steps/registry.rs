@@ -119,7 +119,7 @@ impl Registry {
             let named = |e| Failure::new(format!("upload {}: {}", artifact.name, chain(&e)));
             let upload = async {
                 let mut push = Push::connect(client).await?;
-                push.artifact(&self.world.bundle, reference, &artifact.digest, &count).await
+                push.artifact(&self.world.bundle(), reference, &artifact.digest, &count).await
             };
             let show = async {
                 let mut tick = tokio::time::interval(Duration::from_millis(300));

@@ -66,7 +66,7 @@ impl SystemApplications {
             .map_err(|e| Failure::of(&e).hint("correct the profile or the site file, whose values it uses"))?;
         let names: Vec<&str> = layers.iter().map(|l| l.name.as_str()).collect();
         begin(&world.board, edge_layers::pending(&layers));
-        let helm = Helm { program: world.bundle.join("bin/helm"), kubeconfig: world.paths.kubeconfig() };
+        let helm = Helm { program: world.bundle().join("bin/helm"), kubeconfig: world.paths.kubeconfig() };
         let (sender, mut told) = mpsc::unbounded_channel::<Application>();
         let observer = move |application: Application| drop(sender.send(application));
         let context = Context { client, helm: Some(helm) };

@@ -27,6 +27,7 @@ use crate::engine::{Failure, Run, Step, Verdict};
 use crate::image_load::Archive;
 use crate::node::{self, Applied};
 use crate::objects;
+use crate::upgrade::minor;
 use crate::world::World;
 
 /// Longest wait for a node that was made or started. Emulated hosts are slow.
@@ -244,7 +245,7 @@ impl SystemCluster {
             return Ok((reference, artifact.digest.clone()));
         }
         run.working("loads the node image into docker");
-        let archive = Archive::plan(&world.bundle, &artifact.digest, &reference).map_err(|e| Failure::of(&e))?;
+        let archive = Archive::plan(&world.bundle(), &artifact.digest, &reference).map_err(|e| Failure::of(&e))?;
         let all = archive.size();
         let load = world.docker.load(async |stdin| archive.write(stdin, |done| run.progress(done, all)).await);
         load.await.map_err(|e| Failure::of(&e).hint("`docker info` and `df` show whether docker has room"))?;
@@ -421,22 +422,9 @@ fn prepare_pki(pki: &Path, has_data: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Major and minor version of `v1.36.3`.
-fn minor(version: &str) -> Option<(u32, u32)> {
-    let mut numbers = version.strip_prefix('v')?.split('.').map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn minors_are_compared_as_numbers() {
-        assert!(minor("v1.36.3") < minor("v1.100.0"));
-        assert_eq!(minor("v1.36.3"), minor("v1.36.11"));
-        assert_eq!(minor("1.36"), None);
-    }
 
     #[test]
     fn certificates_that_end_are_renewed_where_their_authority_lasts() {

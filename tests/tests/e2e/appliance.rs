@@ -1,6 +1,6 @@
 //! The appliance under test: the commands that bring it up and down, its agent, its cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -99,6 +99,16 @@ impl Appliance {
         let prefix = self.instance.libvirt_name(prefix);
         let names = virsh(&["list", "--name", "--state-running"])?;
         Ok(names.lines().filter(|name| name.starts_with(&prefix)).map(ToOwned::to_owned).collect())
+    }
+
+    /// Domains of this instance that run, with their QEMU processes.
+    pub fn processes(&self) -> Result<BTreeMap<String, String>> {
+        let process = |domain: String| {
+            let path = format!("/run/libvirt/qemu/{domain}.pid");
+            let process = fs::read_to_string(&path).with_context(|| path)?;
+            anyhow::Ok((domain, process.trim().to_owned()))
+        };
+        self.running("")?.into_iter().map(process).collect()
     }
 
     /// Machines of the system cluster.

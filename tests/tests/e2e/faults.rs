@@ -78,12 +78,12 @@ impl Fault {
                 // The running API server has read its own long ago.
                 Ok(std::fs::write(appliance.root.join(CERTIFICATE), certificate.pem())?)
             }
-            Self::DomainsUndefined => domains(appliance)?.keys().try_for_each(|domain| undefine(domain)),
-            Self::GuestsCutOff => domains(appliance)?.keys().try_for_each(|domain| destroy(domain)),
+            Self::DomainsUndefined => appliance.processes()?.keys().try_for_each(|domain| undefine(domain)),
+            Self::GuestsCutOff => appliance.processes()?.keys().try_for_each(|domain| destroy(domain)),
             Self::PowerCut => {
                 kill(Pid::from_raw(appliance.agent_pid()?), Signal::SIGKILL).context("killing the agent")?;
                 run("docker", &["kill", &node])?;
-                domains(appliance)?.keys().try_for_each(|domain| destroy(domain))?;
+                appliance.processes()?.keys().try_for_each(|domain| destroy(domain))?;
                 // What starts with the host.
                 let status = appliance.up()?.status().await?;
                 anyhow::ensure!(status.success(), "up: {status}");
@@ -217,16 +217,6 @@ impl State {
             objects.insert(format!("cluster {}", cluster.name_any()), cluster.uid());
         }
         let node = run("docker", &["inspect", "-f", "{{.Id}}", &appliance.node()])?.trim().to_owned();
-        Ok(Self { node, domains: domains(appliance)?, objects })
+        Ok(Self { node, domains: appliance.processes()?, objects })
     }
-}
-
-/// Running domains of the instance, with their QEMU processes.
-fn domains(appliance: &Appliance) -> Result<BTreeMap<String, String>> {
-    let process = |domain: String| {
-        let path = format!("/run/libvirt/qemu/{domain}.pid");
-        let process = std::fs::read_to_string(&path).with_context(|| path)?;
-        anyhow::Ok((domain, process.trim().to_owned()))
-    };
-    appliance.running("")?.into_iter().map(process).collect()
 }

@@ -5,6 +5,7 @@
 
 mod abort;
 mod appliance;
+mod appliance_upgrade;
 mod backup;
 mod bad_input;
 mod control_planes;
@@ -180,7 +181,8 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
     phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
     phase("an edited range is followed", network::range_is_followed(appliance)).await?;
     phase("no lease without the router", network::no_lease_without_the_router(appliance)).await?;
-    phase("secrets stay secret", secrets::stay_secret(appliance)).await
+    phase("secrets stay secret", secrets::stay_secret(appliance)).await?;
+    Box::pin(appliance_upgrade::play(appliance)).await
 }
 
 async fn workload_cluster(appliance: &Appliance) -> Result<()> {
