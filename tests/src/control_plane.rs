@@ -23,6 +23,8 @@ use base64::prelude::BASE64_STANDARD;
 use kube::api::{ListParams, Request};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use serde_json::json;
 
@@ -144,6 +146,13 @@ impl ControlPlane {
     /// Process IDs of etcd and kube-apiserver.
     pub fn pids(&self) -> &[u32] {
         &self.keeper.pids
+    }
+
+    /// Stops the API server without ending it, or lets it go on. It hangs meanwhile, as behind a line that is cut.
+    pub fn hang(&self, hangs: bool) -> Result<()> {
+        let server = *self.pids().last().context("there is no API server")?;
+        let signal = if hangs { Signal::SIGSTOP } else { Signal::SIGCONT };
+        Ok(kill(Pid::from_raw(i32::try_from(server)?), signal)?)
     }
 
     /// Puts the generated CRDs of `deploy/crds` into the cluster and waits until they are served.

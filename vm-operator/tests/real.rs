@@ -400,3 +400,46 @@ async fn a_lost_connection() -> Result<()> {
         .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn an_api_server_that_is_away() -> Result<()> {
+    away(14, Duration::from_secs(30)).await
+}
+
+#[tokio::test]
+#[ignore = "long: ten minutes"]
+async fn an_api_server_that_is_away_for_ten_minutes() -> Result<()> {
+    away(15, Duration::from_mins(10)).await
+}
+
+/// The API server hangs for a while: one guest runs on, one that ends meanwhile is started again, and afterwards the same
+/// operator does what it is asked.
+async fn away(number: u8, outage: Duration) -> Result<()> {
+    let site = Site::start(number, URI).await?;
+    site.appliance().await?;
+    site.image("tiny", &site.registry.push_tiny().await?).await?;
+    let (one, other) = (site.tiny_vm("one", json!({})).await?, site.tiny_vm("other", json!({})).await?);
+    site.ready_vm("one").await?;
+    site.ready_vm("other").await?;
+    let libvirt = support::libvirt()?;
+    let run = |id| anyhow::Ok(libvirt.lookup_domain_by_uuid(id)?.id());
+    let (of_one, of_other) = (run(one)?, run(other)?);
+
+    site.plane.hang(true)?;
+    libvirt.lookup_domain_by_uuid(other)?.destroy()?;
+    tokio::time::sleep(outage).await;
+    assert_eq!(run(one)?, of_one, "the guest runs on");
+    site.plane.hang(false)?;
+
+    site.see("the domain started again", |l| {
+        Ok(l.lookup_domain_by_uuid(other)?.id().is_some_and(|now| Some(now) != of_other))
+    })
+    .await?;
+    site.ready_vm("other").await?;
+    site.tiny_vm("third", json!({})).await?;
+    site.ready_vm("third").await?;
+    site.delete::<VirtualMachine>("other").await?;
+    site.gone::<VirtualMachine>("other").await?;
+    assert_eq!(run(one)?, of_one);
+    Ok(())
+}
