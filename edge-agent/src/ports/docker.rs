@@ -132,6 +132,15 @@ impl Docker {
         Ok(absent(self.command(["image", "rm", reference]).deadline(Duration::from_mins(2)).run().await)?.is_some())
     }
 
+    /// Removes an image by its ID where it has no name any more; tells whether it did.
+    pub async fn remove_untagged_image(&self, id: &str) -> Result<bool, Error> {
+        let names = absent(self.command(["image", "inspect", "--format", "{{len .RepoTags}}", id]).run().await)?;
+        if names.is_none_or(|names| names.trim() != "0") {
+            return Ok(false);
+        }
+        self.remove_image(id).await
+    }
+
     /// Loads an archive that `write` streams.
     pub async fn load<F>(&self, write: F) -> Result<(), Error>
     where

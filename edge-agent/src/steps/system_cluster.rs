@@ -70,6 +70,9 @@ struct Marker {
 struct LoadedImage {
     manifest: String,
     id: String,
+    /// ID of the one before, which goes when no node is made of it any more.
+    #[serde(default)]
+    replaced: Option<String>,
 }
 
 /// Reference of the node image in docker; it carries the instance, so that removing it touches no other.
@@ -169,6 +172,7 @@ impl SystemCluster {
             let marker = Marker { container: container.clone(), plan };
             durable::write_json(&marker_path, &marker).map_err(|e| Failure::of(&e))?;
         }
+        self.forget_replaced_image().await?;
         if self.ensure_settings(run, container, !whole, &settings).await?
             && !self.ready(run, &kind.node(), None).await?
         {
@@ -240,8 +244,7 @@ impl SystemCluster {
         let record = world.paths.join("state/node-image.json");
         let loaded: Option<LoadedImage> = durable::read_json(&record).unwrap_or_default();
         let id = world.docker.image_id(&reference).await.map_err(|e| Failure::of(&e))?;
-        let now = id.map(|id| LoadedImage { manifest: artifact.digest.clone(), id });
-        if now.is_some() && now == loaded {
+        if loaded.as_ref().is_some_and(|loaded| loaded.manifest == artifact.digest && id.as_ref() == Some(&loaded.id)) {
             return Ok((reference, artifact.digest.clone()));
         }
         run.working("loads the node image into docker");
@@ -252,9 +255,21 @@ impl SystemCluster {
         run.no_progress();
         let id = world.docker.image_id(&reference).await.map_err(|e| Failure::of(&e))?;
         let id = id.ok_or_else(|| Failure::new(format!("docker loaded the node image, but not as {reference}")))?;
-        let now = LoadedImage { manifest: artifact.digest.clone(), id };
+        let replaced = loaded.map(|before| before.id).filter(|before| *before != id);
+        let now = LoadedImage { manifest: artifact.digest.clone(), id, replaced };
         durable::write_json(&record, &now).map_err(|e| Failure::of(&e))?;
         Ok((reference, artifact.digest.clone()))
+    }
+
+    /// Removes the node image before the present one, unless another instance has it too.
+    async fn forget_replaced_image(&self) -> Result<(), Failure> {
+        let record = self.world.paths.join("state/node-image.json");
+        let loaded: Option<LoadedImage> = durable::read_json(&record).unwrap_or_default();
+        let Some(LoadedImage { manifest, id, replaced: Some(replaced) }) = loaded else { return Ok(()) };
+        if self.world.docker.remove_untagged_image(&replaced).await.map_err(|e| Failure::of(&e))? {
+            info!(step = "system-cluster", "removed the node image {replaced}, which is not used any more");
+        }
+        durable::write_json(&record, &LoadedImage { manifest, id, replaced: None }).map_err(|e| Failure::of(&e))
     }
 
     /// Has the node take on what the site file says about proxy and trust; tells whether it had to. The record comes
