@@ -22,6 +22,7 @@ use crate::engine::chain;
 use crate::paths::Paths;
 use crate::ports::docker::Docker;
 use crate::ports::firewall::Firewall;
+use crate::steps::system_cluster;
 use crate::world;
 
 /// Longest wait for the API server of a stopped node.
@@ -122,10 +123,9 @@ async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec
         Ok(false) => {}
         Err(e) => left.push(format!("docker network {network}: {}", chain(&e))),
     }
-    let ours = format!("-{instance}");
-    match docker.images("pcg-edge.io/node").await {
+    match system_cluster::node_images(docker, instance).await {
         Ok(images) => {
-            for image in images.into_iter().filter(|image| image.ends_with(&ours)) {
+            for image in images {
                 match docker.remove_image(&image).await {
                     Ok(_) => say(&format!("removed docker image {image}")),
                     Err(e) => left.push(format!("docker image {image}: {}", chain(&e))),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_api::Instance;
 use edge_api::bundle::ArtifactKind;
 use futures::future::LocalBoxFuture;
 use jiff::Timestamp;
@@ -27,6 +28,8 @@ use crate::engine::{Failure, Run, Step, Verdict};
 use crate::image_load::Archive;
 use crate::node::{self, Applied};
 use crate::objects;
+use crate::ports::docker::Docker;
+use crate::ports::process;
 use crate::upgrade::minor;
 use crate::world::World;
 
@@ -75,9 +78,20 @@ struct LoadedImage {
     replaced: Option<String>,
 }
 
+/// Repository of node images in docker.
+const NODE_IMAGES: &str = "pcg-edge.io/node";
+
 /// Reference of the node image in docker; it carries the instance, so that removing it touches no other.
-pub fn node_image(world: &World, kubernetes_version: &str) -> String {
-    format!("pcg-edge.io/node:{kubernetes_version}-{}", world.instance)
+fn node_image(world: &World, kubernetes_version: &str) -> String {
+    format!("{NODE_IMAGES}:{kubernetes_version}-{}", world.instance)
+}
+
+/// References of the node images that docker has of an instance.
+pub async fn node_images(docker: &Docker, instance: &Instance) -> Result<Vec<String>, process::Error> {
+    let mut images = docker.images(NODE_IMAGES).await?;
+    // No instance has a dash in its name.
+    images.retain(|image| image.ends_with(&format!("-{instance}")));
+    Ok(images)
 }
 
 impl SystemCluster {
@@ -172,7 +186,7 @@ impl SystemCluster {
             let marker = Marker { container: container.clone(), plan };
             durable::write_json(&marker_path, &marker).map_err(|e| Failure::of(&e))?;
         }
-        self.forget_replaced_image().await?;
+        self.forget_replaced_images(&image).await?;
         if self.ensure_settings(run, container, !whole, &settings).await?
             && !self.ready(run, &kind.node(), None).await?
         {
@@ -261,14 +275,19 @@ impl SystemCluster {
         Ok((reference, artifact.digest.clone()))
     }
 
-    /// Removes the node image before the present one, unless another instance has it too.
-    async fn forget_replaced_image(&self) -> Result<(), Failure> {
+    /// Removes node images of this instance that the node is not made of, unless another instance has them too.
+    async fn forget_replaced_images(&self, present: &str) -> Result<(), Failure> {
+        let docker = &self.world.docker;
+        for image in node_images(docker, &self.world.instance).await.map_err(|e| Failure::of(&e))? {
+            if image != present {
+                docker.remove_image(&image).await.map_err(|e| Failure::of(&e))?;
+                info!(step = "system-cluster", "removed {image}, which is not used any more");
+            }
+        }
         let record = self.world.paths.join("state/node-image.json");
         let loaded: Option<LoadedImage> = durable::read_json(&record).unwrap_or_default();
         let Some(LoadedImage { manifest, id, replaced: Some(replaced) }) = loaded else { return Ok(()) };
-        if self.world.docker.remove_untagged_image(&replaced).await.map_err(|e| Failure::of(&e))? {
-            info!(step = "system-cluster", "removed the node image {replaced}, which is not used any more");
-        }
+        docker.remove_untagged_image(&replaced).await.map_err(|e| Failure::of(&e))?;
         durable::write_json(&record, &LoadedImage { manifest, id, replaced: None }).map_err(|e| Failure::of(&e))
     }
 
