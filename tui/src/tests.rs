@@ -3,7 +3,7 @@
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use edge_api::agent::{
     Accelerator, Application, Cluster, LogLine, Machine, Phase, SiteFile, SiteFileState, Status, Step, StepState,
-    ValidationError,
+    Upgrade, UpgradeState, ValidationError,
 };
 use insta::assert_snapshot;
 use jiff::tz::TimeZone;
@@ -403,6 +403,22 @@ fn needs_reinstall_and_a_refused_edit_are_seen_while_ready() {
     status.site_file.needs_reinstall = vec!["device_id".to_owned(), "proxy".to_owned()];
     let console = connected(80, 24, status);
     assert_snapshot!("refused_edit", console.screen());
+}
+
+#[test]
+fn an_upgrade_that_went_back_is_seen_until_the_next() {
+    let mut status = ready();
+    let mut upgrade = Upgrade {
+        from: "0.1.0 (Kubernetes v1.36.3)".to_owned(),
+        to: "0.1.1 (Kubernetes v1.36.3)".to_owned(),
+        state: UpgradeState::Returned,
+        message: "not ready after 1800 s (Local registry: no space); the appliance is as before".to_owned(),
+    };
+    status.upgrade = Some(upgrade.clone());
+    assert_snapshot!("returned_upgrade", connected(80, 24, status.clone()).screen());
+    upgrade.state = UpgradeState::Done;
+    status.upgrade = Some(upgrade);
+    assert!(!connected(80, 24, status).screen().contains("Upgrade"));
 }
 
 #[test]

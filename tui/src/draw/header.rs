@@ -1,6 +1,6 @@
 //! First and last lines of the screen.
 
-use edge_api::agent::{SiteFileState, Status};
+use edge_api::agent::{SiteFileState, Status, UpgradeState};
 use ratatui::text::{Line, Span};
 
 use super::theme;
@@ -78,14 +78,16 @@ fn facts(status: &Status) -> String {
     format!("agent {} | site file {file} | accelerator {accelerator}", clean(&status.version))
 }
 
-/// What an edit of the site file asks of somebody.
-fn attention(status: &Status, columns: usize) -> Option<Line<'static>> {
+/// What an edit of the site file asks of somebody, and an upgrade that is not done.
+fn attention(status: &Status, columns: usize) -> impl Iterator<Item = Line<'static>> + use<> {
     let fields = &status.site_file.needs_reinstall;
-    if fields.is_empty() {
-        return None;
-    }
-    let text = format!("Needs a reinstall to take effect: {}", clean(&fields.join(", ")));
-    Some(Line::styled(cut(&text, columns), theme::BUSY))
+    let edit =
+        (!fields.is_empty()).then(|| (format!("Needs a reinstall to take effect: {}", fields.join(", ")), theme::BUSY));
+    let upgrade = status.upgrade.as_ref().filter(|upgrade| upgrade.state != UpgradeState::Done).map(|upgrade| {
+        let style = if upgrade.state == UpgradeState::Returned { theme::BAD } else { theme::BUSY };
+        (format!("Upgrade to {}: {}", upgrade.to, upgrade.message), style)
+    });
+    edit.into_iter().chain(upgrade).map(move |(text, style)| Line::styled(cut(&clean(&text), columns), style))
 }
 
 /// The keys that do something now.
