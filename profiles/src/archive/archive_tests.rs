@@ -22,15 +22,23 @@ struct Raw {
     /// Size to declare, where it is not that of the content.
     size: Option<u64>,
     link: &'static str,
+    mode: u32,
 }
 
 impl Raw {
     fn file(path: &str, content: impl Into<Vec<u8>>) -> Self {
-        Self { path: path.to_owned(), kind: EntryType::Regular, content: content.into(), size: None, link: "" }
+        Self {
+            path: path.to_owned(),
+            kind: EntryType::Regular,
+            content: content.into(),
+            size: None,
+            link: "",
+            mode: 0o644,
+        }
     }
 
     fn special(path: &str, kind: EntryType, link: &'static str) -> Self {
-        Self { path: path.to_owned(), kind, content: Vec::new(), size: None, link }
+        Self { path: path.to_owned(), kind, content: Vec::new(), size: None, link, mode: 0o777 }
     }
 }
 
@@ -41,7 +49,7 @@ fn tar_of(entries: &[Raw]) -> Vec<u8> {
         header.as_old_mut().name[..entry.path.len()].copy_from_slice(entry.path.as_bytes());
         header.as_old_mut().linkname[..entry.link.len()].copy_from_slice(entry.link.as_bytes());
         header.set_entry_type(entry.kind);
-        header.set_mode(0o644);
+        header.set_mode(entry.mode);
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
@@ -254,13 +262,64 @@ fn damaged_headers() {
         archive[at] ^= 1;
         Store::new().refuses(&archive, &Limits::default(), "its checksum");
     }
-    // A PAX record that gives the next entry another name, and one that lies about its own length.
-    for record in ["20 path=../../etc/x\n", "16 size=1000000\n", "99 mtime=1\n", "mtime=1\n", "0 x=1\n"] {
-        let mut entries = good();
-        let mut pax = Raw::file("PaxHeaders/x", record);
-        pax.kind = EntryType::XHeader;
-        entries.insert(0, pax);
-        refuses(&entries, "a PAX record");
+}
+
+#[test]
+fn pax_records_that_change_what_follows() {
+    let records = [
+        "20 path=../../etc/x\n",
+        "24 linkpath=/etc/passwd\n",
+        "16 size=1000000\n",
+        // A sparse file in each of GNU tar's three formats.
+        "22 GNU.sparse.major=1\n",
+        "27 GNU.sparse.size=1000000\n",
+        "28 GNU.sparse.map=0,1,999,1\n",
+        "31 GNU.sparse.realsize=1000000\n",
+        "24 GNU.sparse.name=../x\n",
+        // Behind one that says nothing.
+        "11 mtime=1\n16 size=1000000\n",
+        // Lies about their own length.
+        "99 mtime=1\n",
+        "mtime=1\n",
+        "0 x=1\n",
+        "-6 x=1\n",
+        "99999999999999999999 x=1\n",
+    ];
+    for record in records {
+        for kind in [EntryType::XHeader, EntryType::XGlobalHeader] {
+            let pax = Raw { kind, ..Raw::file("PaxHeaders/x", record) };
+            let mut entries = good();
+            entries.insert(0, pax.clone());
+            refuses(&entries, "a PAX record");
+            refuses_layer(&[pax, Raw::file("a.yaml", OBJECT)], "a PAX record");
+        }
+    }
+    // More than anybody has to say.
+    let long =
+        Raw { kind: EntryType::XHeader, ..Raw::file("PaxHeaders/x", format!("100010 x={}\n", "y".repeat(100_000))) };
+    refuses_layer(&[long], "a PAX header of layer one has 100010 bytes");
+}
+
+#[test]
+fn sizes_that_are_no_sizes() {
+    // GNU's binary form: 1 as others write it in digits, 2^64 + 1 that some read as 1, the greatest, and -1.
+    let mut fields = vec![[0; 12], [0; 12], [0xff; 12], [0xff; 12]];
+    fields[0][11] = 1;
+    (fields[1][3], fields[1][11]) = (1, 1);
+    fields[2][..4].fill(0);
+    fields[..3].iter_mut().for_each(|field| field[0] |= 0x80);
+    for digits in ["-1", "1x", "0x10", "99999999999", ""] {
+        let mut field = [0; 12];
+        field[..digits.len()].copy_from_slice(digits.as_bytes());
+        fields.push(field);
+    }
+    for field in fields {
+        let mut tar = tar_of(&[Raw::file("a.yaml", "x")]);
+        let mut header = Header::from_byte_slice(&tar[..512]).clone();
+        header.as_old_mut().size = field;
+        header.set_cksum();
+        tar[..512].copy_from_slice(header.as_bytes());
+        refuses(&archive_with(&gzip(&tar), "gzip"), "its size is");
     }
 }
 
@@ -288,12 +347,22 @@ fn entries_that_do_not_belong() {
         (EntryType::Fifo, "a pipe"),
         (EntryType::GNUSparse, "a sparse file"),
         (EntryType::GNULongName, "a long name"),
+        (EntryType::GNULongLink, "a long name"),
+        // Multi-volume, volume label, dump of a folder, Solaris' extended header, contiguous file.
+        (EntryType::new(b'M'), "of an unknown type"),
+        (EntryType::new(b'V'), "of an unknown type"),
+        (EntryType::new(b'D'), "of an unknown type"),
+        (EntryType::new(b'X'), "of an unknown type"),
+        (EntryType::Continuous, "of an unknown type"),
     ];
     for (kind, expected) in specials {
         let mut entries = good();
         entries.insert(0, Raw::special("index.json", kind, "/etc/passwd"));
         refuses(&entries, expected);
         refuses_layer(&[Raw::special("a.yaml", kind, "/etc/passwd"), Raw::file("b.yaml", OBJECT)], expected);
+        // With content, as some readers skip and some do not.
+        let full = Raw { kind, link: "/etc/passwd", ..Raw::file("a.yaml", OBJECT) };
+        refuses_layer(&[full, Raw::file("b.yaml", OBJECT)], expected);
     }
 }
 
@@ -308,6 +377,28 @@ fn ways_out_of_a_layer() {
     refuses_layer(&through, "a symbolic link");
     let folder = Raw::special("../", EntryType::Directory, "");
     refuses_layer(&[folder], "expected a plain path");
+    // Entries that would write through a link, or change the mode of what it leads to.
+    for (kind, expected) in [(EntryType::Symlink, "a symbolic link"), (EntryType::Link, "a hard link")] {
+        for second in
+            [Raw::file("out", "x"), Raw::special("out/", EntryType::Directory, ""), Raw::special("out", kind, "")]
+        {
+            refuses_layer(&[Raw::special("out", kind, "/tmp"), second], expected);
+        }
+    }
+}
+
+#[test]
+fn modes_are_for_the_owner_alone() {
+    let store = Store::new();
+    let file = |path: &str, mode| Raw { mode, ..Raw::file(path, OBJECT) };
+    let folder = Raw { mode: 0o7777, ..Raw::special("sub/", EntryType::Directory, "") };
+    let layer =
+        gzip(&tar_of(&[file("a.yaml", 0o7666), file("b.sh", 0o6755), folder, file("sub/c", 0), file("new/d", 0o777)]));
+    let dir = store.publish(&tar_of(&archive_with(&layer, "gzip")), &Limits::default()).unwrap().dir.join("one");
+    let expected = [("", 0o700), ("a.yaml", 0o600), ("b.sh", 0o700), ("sub", 0o700), ("sub/c", 0o600), ("new", 0o700)];
+    for (path, mode) in expected {
+        assert_eq!(fs::metadata(dir.join(path)).unwrap().permissions().mode() & 0o7777, mode, "{path}");
+    }
 }
 
 #[test]
@@ -330,17 +421,22 @@ fn bombs() {
     refuses_layer(std::slice::from_ref(&zeros), "a decompression bomb");
     let zstd = zstd::encode_all(&tar_of(&[zeros])[..], 3).unwrap();
     refuses(&archive_with(&zstd, "zstd"), "a decompression bomb");
+    // A window that would take 128 MiB of memory.
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.window_log(27).unwrap();
+    encoder.write_all(&tar_of(&[Raw::file("a.yaml", OBJECT)])).unwrap();
+    refuses(&archive_with(&encoder.finish().unwrap(), "zstd"), "could not be read at layer one");
     // Declared sizes that nobody could keep: refused before anything is read or reserved.
-    for size in [1 << 40, (8 << 30) - 1] {
+    for (size, expected) in [(1 << 40, "its size is in binary"), ((8 << 30) - 1, "at most")] {
         let mut entries = good();
         entries[4].size = Some(size);
-        refuses(&entries, "at most");
+        refuses(&entries, expected);
         let mut entries = good();
         entries[1].size = Some(size);
-        refuses(&entries, "at most");
+        refuses(&entries, expected);
         let mut huge = Raw::file("a.yaml", "x");
         huge.size = Some(size);
-        refuses_layer(&[huge], "at most");
+        refuses_layer(&[huge], expected);
     }
     // Incompressible, but too much: over the limit of all layers together.
     let limits = Limits { unpacked_bytes: 100_000, ..Limits::default() };
@@ -353,11 +449,27 @@ fn bombs() {
 
 #[test]
 fn too_many_and_too_large() {
-    let many: Vec<_> = (0..100_000).map(|i| Raw::file(&format!("{i}"), "")).collect();
-    // As the archive's own entries, and as a layer's; with a ratio that lets the zeros pass.
+    // A million entries of a layer, with a ratio that lets them pass: files, and one folder again and again.
     let limits = Limits { ratio: 10_000, ..Limits::default() };
-    let archive = tar_of(&archive_with(&gzip(&tar_of(&many)), "gzip"));
-    Store::new().refuses(&archive, &limits, "layer one has more than 20000 entries");
+    for name in [|n: u32| format!("{n}"), |_| "a/".to_owned()] {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        for chunk in 0..1000 {
+            let kind = |name: &str| if name.ends_with('/') { EntryType::Directory } else { EntryType::Regular };
+            let names = (0..1000).map(|n| name(chunk * 1000 + n));
+            let entries: Vec<_> = names.map(|name| Raw::special(&name, kind(&name), "")).collect();
+            let tar = tar_of(&entries);
+            encoder.write_all(&tar[..tar.len() - 1024]).unwrap();
+        }
+        encoder.write_all(&[0; 1024]).unwrap();
+        let archive = tar_of(&archive_with(&encoder.finish().unwrap(), "zstd"));
+        Store::new().refuses(&archive, &limits, "layer one has more than 20000 entries");
+    }
+    // Few entries that bring many folders.
+    let deep: Vec<_> = (0..30).map(|n| Raw::file(&format!("{n:03}{}x", "/d".repeat(47)), "")).collect();
+    let limits = Limits { unpacked_entries: 1000, ..Limits::default() };
+    let archive = tar_of(&archive_with(&gzip(&tar_of(&deep)), "gzip"));
+    Store::new().refuses(&archive, &limits, "layer one has more than 1000 entries");
+    // As the archive's own.
     let mut entries = good();
     entries.extend((0..100_000_u32).map(|i| blob(&i.to_le_bytes())));
     refuses(&entries, "the archive has more than 1024 entries");

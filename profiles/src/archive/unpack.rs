@@ -89,11 +89,13 @@ fn unpack_entries<R: Read>(
     make_dir(to).map_err(staging(to))?;
     let mut files = HashSet::new();
     let mut dirs = HashSet::new();
+    let mut count = || {
+        let too_many = || Refusal::TooManyEntries { what: what.to_owned(), limit: limits.unpacked_entries };
+        budget.entries = budget.entries.checked_sub(1).ok_or_else(too_many)?;
+        Ok(())
+    };
     while let Some(entry) = tar.next_entry()? {
-        budget.entries = budget
-            .entries
-            .checked_sub(1)
-            .ok_or_else(|| Refusal::TooManyEntries { what: what.to_owned(), limit: limits.unpacked_entries })?;
+        count()?;
         if !is_relative(&entry.path) {
             return Err(Refusal::BadPath(entry.path));
         }
@@ -112,6 +114,10 @@ fn unpack_entries<R: Read>(
                 return Err(Refusal::Duplicate(parent.to_owned()));
             }
             if dirs.insert(parent.to_owned()) {
+                // A path brings its folders along: they count as if they were entries of their own.
+                if end < entry.path.len() {
+                    count()?;
+                }
                 make_dir(&to.join(parent)).map_err(staging(&to.join(parent)))?;
             }
         }
