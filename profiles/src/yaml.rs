@@ -17,6 +17,8 @@ use crate::template::Renderer;
 const MAX_NODES: usize = 200_000;
 /// How deep they may be nested.
 const MAX_DEPTH: usize = 128;
+/// Characters up to which readers take a text before a colon for a key; YAML allows 1024 with the colon.
+const MAX_IMPLICIT_KEY: usize = 1000;
 
 /// A node with the line it begins on.
 #[derive(Clone, Debug)]
@@ -311,8 +313,8 @@ fn flow_value(value: &Value, out: &mut String) {
                 if index > 0 {
                     out.push_str(", ");
                 }
-                quoted(key, out);
-                out.push_str(": ");
+                let explicit = write_key(key, out);
+                out.push_str(if explicit { " : " } else { ": " });
                 flow_value(item, out);
             }
             out.push('}');
@@ -342,10 +344,9 @@ fn block(node: &Node, indent: usize, out: &mut String) {
         Kind::Map(entries) => {
             for (key, child) in entries {
                 let lead = |out: &mut String| {
-                    if is_plain_key(&key.text) {
-                        out.push_str(&key.text);
-                    } else {
-                        quoted(&key.text, out);
+                    if write_key(&key.text, out) {
+                        out.push('\n');
+                        out.extend(std::iter::repeat_n(' ', indent));
                     }
                     out.push(':');
                 };
@@ -353,6 +354,21 @@ fn block(node: &Node, indent: usize, out: &mut String) {
             }
         }
     }
+}
+
+/// Writes a key, and tells whether it is an explicit one (`? key`), as YAML wants it of long ones.
+fn write_key(text: &str, out: &mut String) -> bool {
+    let start = out.len();
+    if is_plain_key(text) {
+        out.push_str(text);
+    } else {
+        quoted(text, out);
+    }
+    let explicit = out[start..].chars().count() > MAX_IMPLICIT_KEY;
+    if explicit {
+        out.insert_str(start, "? ");
+    }
+    explicit
 }
 
 /// Keys that need no quotes in any version of YAML. Short words such as `y`, `on` or `no` are booleans to some.

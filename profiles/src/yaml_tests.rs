@@ -55,6 +55,19 @@ fn documents_and_order_are_kept() {
     assert_eq!(one(&write(&documents[1])), json!({"b": [1, {"c": "d"}]}));
 }
 
+#[test]
+fn long_keys_are_explicit() {
+    let (letters, escapes) = ("k".repeat(1100), "\0".repeat(200));
+    let values = json!({"k": letters, "e": escapes, "map": {(&letters): 1, "x": {(&escapes): 2}}});
+    let text = "a:\n  '{{ k }}': {b: 1}\n  '{{ e }}': 2\n  c: '{{ map }}'\n  d:\n  - '{{ k }}': 3\n";
+    let rendered = parse_one("f.yaml", text).unwrap().render("f.yaml", &Renderer::new(&values)).unwrap();
+    let written = write(&rendered);
+    let expected = json!({"a": {(&letters): {"b": 1}, (&escapes): 2, "c": values["map"], "d": [{(&letters): 3}]}});
+    assert_eq!(one(&written), expected);
+    let foreign: Value = serde_saphyr::from_str(&written).unwrap();
+    assert_eq!(foreign, expected);
+}
+
 proptest! {
     /// Whatever a site's value is, it comes back exactly: it cannot end the scalar it stands in.
     #[test]
