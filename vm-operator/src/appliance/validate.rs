@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::identity;
 use crate::libvirt::networks::{self, Shape};
+use crate::libvirt::xml;
 
 /// A specification that holds together.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -116,7 +117,7 @@ fn unique<'a>(list: &'static str, names: impl Iterator<Item = &'a String>) -> Re
 }
 
 fn absolute(field: String, path: &str) -> Result<String, Invalid> {
-    if path.starts_with('/') && !path.contains(char::is_control) {
+    if path.starts_with('/') && xml::is_line(path) {
         Ok(path.trim_end_matches('/').to_owned())
     } else {
         Err(Invalid::Path { field, path: path.to_owned() })
@@ -218,7 +219,7 @@ pub(crate) mod tests {
     #[test]
     fn fields_must_fit_the_type() {
         type Edit = fn(&mut ApplianceSpec);
-        let cases: [(&str, Edit); 9] = [
+        let cases: [(&str, Edit); 10] = [
             ("no UUID", |s| s.id = "x".into()),
             ("instance", |s| s.instance = "A-b".into()),
             ("two entries", |s| s.networks[1].name = "wan".into()),
@@ -231,6 +232,7 @@ pub(crate) mod tests {
                 s.networks[0].dhcp = Some(AddressRange { start, end });
             }),
             ("names none", |s| s.image_pool = "other".into()),
+            ("no absolute path", |s| s.storage_pools[0].path = "/pool\u{ffff}".into()),
         ];
         for (expected, edit) in cases {
             let mut spec = spec();

@@ -95,6 +95,11 @@ impl Element {
     }
 }
 
+/// Whether a text is one line that XML can carry: without control characters, and the two that it calls none.
+pub fn is_line(text: &str) -> bool {
+    !text.contains(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'))
+}
+
 /// Reads the parts of a document that a type names.
 pub fn read<T: DeserializeOwned>(what: &str, document: &str) -> Result<T, Error> {
     quick_xml::de::from_str(document).map_err(|error| Error::Xml { what: what.to_owned(), reason: error.to_string() })

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::configdisk::ConfigImage;
 use crate::appliance::validate::ValidatedAppliance;
 use crate::identity;
+use crate::libvirt::xml;
 
 /// A machine that can be made on its appliance.
 #[derive(Clone, Debug)]
@@ -223,7 +224,7 @@ pub enum Invalid {
     #[error("the image is a disk: the machine needs a rootDisk")]
     RootDiskMissing,
     /// Kernel arguments that XML cannot hold.
-    #[error("kernelArgs has control characters")]
+    #[error("kernelArgs has control characters, or others that XML cannot hold")]
     KernelArgs,
     /// Kernel arguments without a kernel.
     #[error("kernelArgs is for images with a kernel")]
@@ -373,7 +374,7 @@ pub fn check_cpu_set(set: &str, cpus: Option<u32>) -> Result<(), Invalid> {
 
 fn check_kernel_args(args: Option<&str>, has_kernel: bool) -> Result<(), Invalid> {
     match args {
-        Some(args) if args.contains(char::is_control) => Err(Invalid::KernelArgs),
+        Some(args) if !xml::is_line(args) => Err(Invalid::KernelArgs),
         Some(_) if !has_kernel => Err(Invalid::NoKernel),
         _ => Ok(()),
     }

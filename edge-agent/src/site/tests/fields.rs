@@ -183,6 +183,7 @@ fn storage_pools() {
     }
     refused_at(&pools("/data/../etc", "/b"), &[(2, 21, "storage_pools[0].path")]);
     refused_at(&pools("/", "/b"), &[(2, 21, "storage_pools[0].path")]);
+    refused_at(&pools("\"/a\\uFFFE\"", "/b"), &[(2, 21, "storage_pools[0].path")]);
     refused_at("storage_pools: [{name: a, path: /a}, {name: a, path: /b}]\n", &[(1, 45, "storage_pools[1].name")]);
 }
 

@@ -65,7 +65,7 @@ fn a_cpu_set_names_cpus_of_the_host() {
 #[test]
 fn each_reason() {
     type Edit = fn(&mut VirtualMachineSpec);
-    let cases: [(&str, Edit); 12] = [
+    let cases: [(&str, Edit); 13] = [
         ("CpuNotFound", |s| s.cpu_set = Some("0,1-2".into())),
         ("Invalid", |s| s.cpu_set = Some("1-0".into())),
         ("Invalid", |s| s.cpu_set = Some("0,".into())),
@@ -78,6 +78,7 @@ fn each_reason() {
         ("Invalid", |s| s.data_disks.push(s.data_disks[0].clone())),
         ("Invalid", |s| s.interfaces[0].mac = Some("01:00:00:00:00:01".into())),
         ("Invalid", |s| s.kernel_args = Some("a\nb".into())),
+        ("Invalid", |s| s.kernel_args = Some("a\u{fffe}b".into())),
     ];
     for (reason, edit) in cases {
         let mut spec = spec();
