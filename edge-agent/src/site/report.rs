@@ -3,6 +3,7 @@
 use edge_api::agent::ValidationError;
 
 use super::damage;
+use super::syntax;
 use super::tree::{Node, Place};
 
 /// More would not help anybody, and a hostile file could ask for millions.
@@ -19,7 +20,7 @@ pub struct Report<'t> {
 
 impl<'t> Report<'t> {
     pub fn new(text: &'t str) -> Self {
-        Self { lines: text.lines().collect(), errors: Vec::new(), dropped: 0, damage: (0, None) }
+        Self { lines: syntax::lines(text).collect(), errors: Vec::new(), dropped: 0, damage: (0, None) }
     }
 
     pub fn is_empty(&self) -> bool {

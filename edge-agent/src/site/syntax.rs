@@ -42,8 +42,14 @@ pub fn text(bytes: &[u8]) -> Result<&str, ValidationError> {
     Ok(text)
 }
 
+/// Lines as YAML counts them: a carriage return alone ends one as well.
+pub fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('\r'))
+}
+
 /// Line and column right behind a text.
 fn end(text: &str) -> (u32, u32) {
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let line = text.bytes().filter(|b| *b == b'\n').count() + 1;
     let column = text.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
@@ -52,7 +58,7 @@ fn end(text: &str) -> (u32, u32) {
 /// Reports lines that are indented with what only looks like spaces: YAML takes them for text, and the errors that
 /// follow from that would be about everything but the cause. True where there are any.
 pub fn indentation(text: &str, report: &mut Report<'_>) -> bool {
-    for (line, content) in (1..).zip(text.lines()) {
+    for (line, content) in (1..).zip(lines(text)) {
         if let Some((column, found)) = damage::in_indentation(content) {
             let place = Place { line, column: u32::try_from(column).unwrap_or(u32::MAX) };
             report.add(place, "", format!("{found} before the text"), "spaces", None);

@@ -55,6 +55,19 @@ fn paste_damage_within_values_is_named() {
 }
 
 #[test]
+fn lines_end_as_yaml_ends_them() {
+    for end in ["\n", "\r\n", "\r"] {
+        let text = ["mode: standalone", "device_id: “a”", "hub: {endpoint: h}", "x: 1", ""].join(end);
+        let found = errors(&text);
+        let places: Vec<_> = found.iter().map(|error| (error.line, error.column)).collect();
+        assert_eq!(places, [(2, 12), (4, 1)], "{end:?} {found:#?}");
+        assert!(found[0].hint.as_deref().unwrap_or_default().contains("typographic quote"), "{end:?} {found:#?}");
+        let binary = [text.as_bytes(), b"\xe9"].concat();
+        assert_eq!(load_bytes(&binary).unwrap_err()[0].line, 5, "{end:?}");
+    }
+}
+
+#[test]
 fn encodings() {
     assert_eq!(
         load_bytes(b"\xef\xbb\xbfdevice_id: a\r\nmode: standalone\r\n").unwrap().device_id.as_deref(),
