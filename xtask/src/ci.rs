@@ -2,18 +2,20 @@
 
 use anyhow::Result;
 
-use crate::command::{quiet, run as show};
+use crate::command::run as show;
 use crate::host::Host;
 use crate::table::Table;
-use crate::{test, up, workspace};
+use crate::{build, test, up, workspace};
 
-/// Built from its sources; a debug build is there in a third of the time, and checks as well.
 const CARGO_DENY: &str = "0.20.2";
 
 /// Runs the task.
 pub fn run() -> Result<()> {
     let mut table = Table::new("ci");
-    table.part("formatting", || show(workspace::cargo().args(["fmt", "--all", "--check"])))?;
+    table.part("formatting", || {
+        show(workspace::cargo().args(["fmt", "--all", "--check"]))?;
+        show(workspace::cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
+    })?;
     // Before anything that links libvirt is compiled.
     table.part("Debian packages", || {
         workspace::require_root()?;
@@ -37,16 +39,7 @@ pub fn run() -> Result<()> {
 
 /// Without its advisory database, which cannot be had everywhere.
 fn deny() -> Result<()> {
-    let root = workspace::cache()?.join(format!("cargo-deny-{CARGO_DENY}"));
-    let program = root.join("bin/cargo-deny");
-    if !program.is_file() {
-        eprintln!("    building cargo-deny {CARGO_DENY}");
-        let mut install = workspace::cargo();
-        install.args(["install", "--quiet", "--locked", "--debug", "--no-default-features"]);
-        install.arg(format!("cargo-deny@{CARGO_DENY}")).arg("--root").arg(&root).env("CARGO_PROFILE_DEV_DEBUG", "0");
-        quiet(&mut install)?;
-    }
-    let mut deny = crate::command::command(program);
+    let mut deny = crate::command::command(build::tool("cargo-deny", CARGO_DENY, &["--no-default-features"])?);
     deny.current_dir(workspace::root()).args(["--workspace", "check", "licenses", "bans", "sources"]);
     show(&mut deny)
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `up` | prepares the host, builds what is missing, starts the agent and follows it until appliance and workload clusters are ready |
 //! | `down` | removes one instance and nothing else |
-//! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out, a name all others |
+//! | `test` | prepares like `up`, then runs the tests; `--fast` leaves the end-to-end tests out, a name all others; `--long` also fuzzes |
 //! | `bench` | times a machine against a bare script |
 //! | `ci` | formatting, lints, generated files, licences, then `test` |
 //!
@@ -17,6 +17,7 @@ mod clusters;
 mod command;
 mod down;
 mod follow;
+mod fuzz;
 mod host;
 mod packages;
 mod process;

@@ -40,6 +40,8 @@ const PACKAGES: &[Package] = &[
     plain("cpio"),
     plain("dnsmasq-base"),
     plain("e2fsprogs"),
+    // libFuzzer is built from its sources.
+    Package { name: "g++", backport: None, programs: &["g++"] },
     plain("iproute2"),
     plain("iptables"),
     // virt-xml-validate calls xmllint.

@@ -1,4 +1,4 @@
-//! `test`: unit tests, controllers against a real control plane, then everything end to end.
+//! `test`: unit tests, controllers against a real control plane, then everything end to end, and fuzz targets.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::command::{output, run as show};
 use crate::host::Host;
 use crate::services::Hold;
 use crate::table::Table;
-use crate::{build, up, workspace};
+use crate::{build, fuzz, up, workspace};
 
 /// How much to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -48,15 +48,16 @@ pub fn run(scope: &Scope) -> Result<()> {
 /// Runs the parts of the task within another one.
 pub fn parts(scope: &Scope, table: &mut Table) -> Result<()> {
     let ready = table.part("host, programs and bundle", prepare)?;
-    let wanted = match scope {
-        Scope::Fast => vec![Suite::Crates],
-        Scope::Normal | Scope::Long => vec![Suite::Crates, Suite::EndToEnd],
-        Scope::Named(name) => table.part("looking for the name", || ready.suites_with(name))?,
+    let (suites, targets) = match scope {
+        Scope::Fast => (vec![Suite::Crates], Vec::new()),
+        Scope::Normal => (vec![Suite::Crates, Suite::EndToEnd], Vec::new()),
+        Scope::Long => (vec![Suite::Crates, Suite::EndToEnd], fuzz::targets("")?),
+        Scope::Named(name) => table.part("looking for the name", || ready.all_with(name))?,
     };
-    for suite in wanted {
+    for suite in suites {
         table.part(suite.title(), || show(ready.tests(suite).args(scope.arguments())))?;
     }
-    Ok(())
+    if targets.is_empty() { Ok(()) } else { fuzz::run(&targets, table) }
 }
 
 /// Tests that run in one go.
@@ -110,16 +111,20 @@ impl Ready {
         tests
     }
 
-    /// Where a test has this in its name. A name that none has is a mistake, not a success.
-    fn suites_with(&self, name: &str) -> Result<Vec<Suite>> {
+    /// Where a test has this in its name, and fuzz targets that have. A name that none has is a mistake, not a success.
+    fn all_with(&self, name: &str) -> Result<(Vec<Suite>, Vec<String>)> {
         let mut found = Vec::new();
         for suite in [Suite::Crates, Suite::EndToEnd] {
             if output(self.tests(suite).args(["--list", name]))?.lines().any(|line| line.ends_with(": test")) {
                 found.push(suite);
             }
         }
-        anyhow::ensure!(!found.is_empty(), "no test has {name:?} in its name: `cargo test --workspace -- --list`");
-        Ok(found)
+        let targets = fuzz::targets(name)?;
+        anyhow::ensure!(
+            !found.is_empty() || !targets.is_empty(),
+            "no test or fuzz target has {name:?} in its name: `cargo test --workspace -- --list`, fuzz/fuzz_targets"
+        );
+        Ok((found, targets))
     }
 }
 
