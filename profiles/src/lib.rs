@@ -20,7 +20,7 @@ mod xml;
 mod yaml;
 
 pub use archive::{
-    LayerSummary, Limits, ProfileSummary, Published, Refusal, build_archive, publish_archive, verify_archive,
+    LayerSummary, Limits, ProfileSummary, Published, Refusal, build_archive, keep_only, publish_archive, verify_archive,
 };
 pub use digest::Digest;
 pub use error::Error;

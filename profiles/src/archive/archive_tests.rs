@@ -580,3 +580,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn only_the_profile_that_is_in_use_stays() {
+    let store = Store::new();
+    let used = store.publish(&tar_of(&good()), &Limits::default()).unwrap();
+    fs::write(store.store.join("notes.txt"), "somebody's").unwrap();
+    let removed = keep_only(&store.store, used.digest).unwrap();
+    assert!(removed.len() == 1 && removed[0] != used.digest);
+    let mut left: Vec<_> = fs::read_dir(&store.store).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    let mut expected = [used.digest.hex().into(), std::ffi::OsString::from("notes.txt")];
+    expected.sort();
+    assert_eq!(left, expected);
+    assert_eq!(keep_only(&store.store, used.digest).unwrap(), []);
+}

@@ -17,7 +17,7 @@ mod strict_tar;
 mod unpack;
 
 pub use build::build_archive;
-pub use publish::{LayerSummary, ProfileSummary, Published, publish_archive, verify_archive};
+pub use publish::{LayerSummary, ProfileSummary, Published, keep_only, publish_archive, verify_archive};
 
 use crate::digest::Digest;
 use crate::model::LayerKind;
@@ -106,6 +106,18 @@ pub enum Refusal {
     BadProfile(#[source] Box<crate::Error>),
     #[error("cannot write to {}", path.display())]
     Staging { path: std::path::PathBuf, source: std::io::Error },
+}
+
+impl Refusal {
+    /// Of a copy of the archive's content to a path: nobody finds an input too large for a disk.
+    fn at(self, path: &std::path::Path) -> Self {
+        match self {
+            Self::Unreadable { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Self::Staging { path: path.to_owned(), source }
+            }
+            other => other,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -91,6 +91,25 @@ pub fn publish_archive(path: &Path, store: &Path, limits: &Limits) -> Result<Pub
     Ok(Published { digest: summary.digest, dir, summary })
 }
 
+/// Removes every profile of the store but this one; returns their digests.
+pub fn keep_only(store: &Path, kept: Digest) -> Result<Vec<Digest>, Error> {
+    let lock = File::open(store).map_err(Error::io("open", store))?;
+    lock.lock().map_err(Error::io("lock", store))?;
+    let mut removed = Vec::new();
+    for item in fs::read_dir(store).map_err(Error::io("list", store))? {
+        let item = item.map_err(Error::io("list", store))?;
+        let Some(digest) = item.file_name().to_str().and_then(Digest::from_hex).filter(|digest| *digest != kept) else {
+            continue;
+        };
+        // Away at once: half a folder must not be taken for a profile.
+        let leaving = store.join(format!("{STAGING}{}", digest.hex()));
+        fs::rename(item.path(), &leaving).map_err(Error::io("remove", &item.path()))?;
+        fs::remove_dir_all(&leaving).map_err(Error::io("remove", &leaving))?;
+        removed.push(digest);
+    }
+    Ok(removed)
+}
+
 fn remove_leftovers(store: &Path) -> Result<(), Error> {
     for item in fs::read_dir(store).map_err(Error::io("list", store))? {
         let item = item.map_err(Error::io("list", store))?;
@@ -104,7 +123,11 @@ fn remove_leftovers(store: &Path) -> Result<(), Error> {
 /// Spools, resolves and unpacks into `staging/profile`.
 fn stage(path: &Path, staging: &Path, limits: &Limits) -> Result<ProfileSummary, Error> {
     let file = open(path)?;
-    let refused = |reason| Error::Refused { path: path.to_owned(), reason };
+    let refused = |reason| match reason {
+        // That is not the archive's fault.
+        Refusal::Staging { path, source } => Error::Io { action: "write to", path, source },
+        reason => Error::Refused { path: path.to_owned(), reason },
+    };
     let size = file.metadata().map_err(Error::io("look at", path))?.len();
     if size > limits.archive_bytes {
         let what = "the archive".to_owned();
@@ -219,7 +242,7 @@ fn spool_blob<R: Read>(tar: &mut StrictTar<R>, dir: &Path, digest: Digest) -> Re
     };
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed(&path))?;
     let mut writer = HashingWriter::new(file);
-    tar.copy_file(&mut writer)?;
+    tar.copy_file(&mut writer).map_err(|refusal| refusal.at(&path))?;
     writer.flush().map_err(failed(&path))?;
     let (_, found, _) = writer.finish();
     if found == digest { Ok(()) } else { Err(Refusal::WrongDigest { what: format!("blob {digest}"), found }) }

@@ -131,7 +131,7 @@ fn unpack_entries<R: Read>(
         let mode = if entry.executable { 0o700 } else { 0o600 };
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(mode).open(&place).map_err(staging(&place))?;
-        tar.copy_file(&mut file)?;
+        tar.copy_file(&mut file).map_err(|refusal| refusal.at(&place))?;
     }
     Ok(())
 }
