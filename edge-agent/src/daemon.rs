@@ -148,10 +148,13 @@ pub async fn run(options: Options) -> Result<(), Error> {
     paths.ensure()?;
     let _lock = lock(&paths)?;
     claim(&paths, &instance)?;
-    durable::write(&paths.pid(), format!("{}\n", std::process::id()).as_bytes(), 0o644)?;
     let journal = Journal::open(&paths.log()).map_err(io(format!("open {}", paths.log().display())))?;
     log_to(&journal);
-    site_follow::write_examples(&paths)?;
+    let told = tokio::spawn(tell_number(paths.clone()));
+    // They are for people, and are written by the next start.
+    if let Err(e) = site_follow::write_examples(&paths) {
+        error!("{}", chain(&e));
+    }
 
     let identity = Identity::ensure(&paths)?;
     let board = Board::new(&instance, paths.site_file().display().to_string(), &STEPS);
@@ -218,10 +221,19 @@ pub async fn run(options: Options) -> Result<(), Error> {
     if let Ok(Err(e)) = server.await {
         error!("{}", chain(&e));
     }
+    told.abort();
     durable::remove_file(&paths.pid())?;
     info!("edge-agent has stopped");
     let _ = std::io::stderr().flush();
     Ok(())
+}
+
+/// Writes who has the root, for whoever wants it to end. A full disk must not keep the agent from starting.
+async fn tell_number(paths: Paths) {
+    while let Err(e) = durable::write(&paths.pid(), format!("{}\n", std::process::id()).as_bytes(), 0o644) {
+        error!("{}", chain(&e));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
 }
 
 /// Everything goes to the journal, and to standard error as `RUST_LOG` says.

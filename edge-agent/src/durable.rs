@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -20,6 +21,18 @@ pub enum Error {
         /// On which path.
         path: PathBuf,
         /// Why it failed.
+        source: io::Error,
+    },
+    /// The file system is full. What was there stays.
+    #[error("write {}: {needs} bytes are needed, and {free} are free; free space there", path.display())]
+    NoSpace {
+        /// On which path.
+        path: PathBuf,
+        /// Bytes of the content.
+        needs: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// What the operating system says.
         source: io::Error,
     },
     /// The content is not what this program writes.
@@ -60,10 +73,20 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
         fs::rename(&temporary, path)?;
         File::open(folder)?.sync_all()
     })();
-    written.map_err(|e| {
+    written.map_err(|source| {
         let _ = fs::remove_file(&temporary);
-        io("write", path)(e)
+        if source.kind() != io::ErrorKind::StorageFull {
+            return io("write", path)(source);
+        }
+        let free = free(folder).unwrap_or(0);
+        Error::NoSpace { path: path.to_owned(), needs: content.len() as u64, free, source }
     })
+}
+
+/// Bytes that are free in the file system of a path.
+pub fn free(path: &Path) -> io::Result<u64> {
+    let stat = statvfs(path)?;
+    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 /// Removes what killed processes, and this one's number before, have left of their writes of a file.
@@ -187,6 +210,24 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["secret"], "no temporary file stays");
+    }
+
+    #[test]
+    fn on_a_full_disk_the_old_content_stays_and_the_error_says_what_is_short() {
+        let disk = edge_tests::SmallDisk::new(1 << 20).unwrap();
+        let path = disk.path().join("state.json");
+        write(&path, b"old", 0o600).unwrap();
+        for free in [0, 4096, 8192] {
+            disk.leave(free).unwrap();
+            let error = write(&path, &[1; 10_000], 0o600).unwrap_err();
+            let expected =
+                format!("write {}: 10000 bytes are needed, and {free} are free; free space there", path.display());
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 2, "the file and the ballast");
+        }
+        disk.leave(12_288).unwrap();
+        write(&path, &[1; 10_000], 0o600).unwrap();
     }
 
     #[test]

@@ -159,6 +159,8 @@ impl Run {
 struct Record {
     path: PathBuf,
     content: Content,
+    /// Whether the file has another content, because the disk was full.
+    unsaved: bool,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -185,27 +187,33 @@ impl Record {
             warn!("times of earlier runs are lost: {}", chain(&e));
             None
         });
-        Self { path, content: content.unwrap_or_default() }
+        Self { path, content: content.unwrap_or_default(), unsaved: false }
     }
 
     /// Forgets a step that was installed for another basis: it is being installed for this one.
     fn outdate(&mut self, step: &str, basis: &str) {
         if self.content.ready.get(step).is_some_and(|times| times.basis != basis) {
             self.content.ready.remove(step);
-            self.save();
+            self.unsaved = true;
         }
+        self.save();
     }
 
     fn remember(&mut self, step: &str, times: &Times) {
         if self.content.ready.get(step) != Some(times) {
             self.content.ready.insert(step.to_owned(), times.clone());
-            self.save();
+            self.unsaved = true;
         }
+        self.save();
     }
 
-    fn save(&self) {
-        if let Err(e) = durable::write_json(&self.path, &self.content) {
-            error!("{}", chain(&e));
+    fn save(&mut self) {
+        if !self.unsaved {
+            return;
+        }
+        match durable::write_json(&self.path, &self.content) {
+            Ok(()) => self.unsaved = false,
+            Err(e) => error!("{}", chain(&e)),
         }
     }
 }

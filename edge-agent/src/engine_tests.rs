@@ -66,15 +66,22 @@ impl Step for Fake {
 }
 
 struct Rig {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
     world: Rc<World>,
     site: watch::Sender<Option<Arc<SiteConfig>>>,
 }
 
 impl Rig {
     fn new() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let rig = Self::at(temporary.path());
+        Self { _temporary: Some(temporary), ..rig }
+    }
+
+    fn at(folder: &std::path::Path) -> Self {
         let site = watch::Sender::new(Some(Arc::new(SiteConfig::default())));
-        Self { folder: tempfile::tempdir().unwrap(), world: Rc::default(), site }
+        Self { folder: folder.to_owned(), _temporary: None, world: Rc::default(), site }
     }
 
     /// Runs a new engine until `done` holds, then drops it wherever it is.
@@ -90,7 +97,7 @@ impl Rig {
         let engine = Engine::new(
             steps.into(),
             board.clone(),
-            self.folder.path().join("steps.json"),
+            self.folder.join("steps.json"),
             Box::new(|site| site.device_id.clone().unwrap_or_default()),
             self.site.subscribe(),
             receiver,
@@ -131,7 +138,7 @@ async fn steps_run_in_order_to_ready() {
 async fn a_restart_of_a_ready_appliance_writes_nothing_and_keeps_the_times() {
     let rig = Rig::new();
     let first = rig.until(ready).await;
-    let record = rig.folder.path().join("steps.json");
+    let record = rig.folder.join("steps.json");
     let written = std::fs::metadata(&record).unwrap().modified().unwrap();
     let second = rig.until(ready).await;
     assert_eq!(rig.world.writes.get(), 3);
@@ -143,7 +150,7 @@ async fn a_restart_of_a_ready_appliance_writes_nothing_and_keeps_the_times() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_is_logged_once() {
     let rig = Rig::new();
-    let log = rig.folder.path().join("edge.log");
+    let log = rig.folder.join("edge.log");
     let subscriber = tracing_subscriber::registry().with(Journal::open(&log).unwrap());
     let _logged = tracing::subscriber::set_default(subscriber);
     rig.world.waiting.set(5);
@@ -201,7 +208,7 @@ async fn an_edit_interrupts_and_starts_over() {
 #[tokio::test(start_paused = true)]
 async fn what_was_lost_is_made_again_at_the_resync() {
     let rig = Rig::new();
-    let log = rig.folder.path().join("edge.log");
+    let log = rig.folder.join("edge.log");
     let subscriber = tracing_subscriber::registry().with(Journal::open(&log).unwrap());
     let _logged = tracing::subscriber::set_default(subscriber);
     let world = Rc::clone(&rig.world);
@@ -248,7 +255,26 @@ async fn what_was_lost_is_made_again_at_the_resync() {
 async fn a_damaged_record_costs_only_times() {
     let rig = Rig::new();
     rig.until(ready).await;
-    std::fs::write(rig.folder.path().join("steps.json"), "{torn").unwrap();
+    std::fs::write(rig.folder.join("steps.json"), "{torn").unwrap();
     rig.until(ready).await;
     assert_eq!(rig.world.writes.get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_for_which_there_was_no_space_is_written_when_there_is() {
+    let disk = edge_tests::SmallDisk::new(1 << 20).unwrap();
+    disk.leave(0).unwrap();
+    let rig = Rig::at(disk.path());
+    let (full, record) = (Cell::new(true), disk.path().join("steps.json"));
+    let world = Rc::clone(&rig.world);
+    let look = |status: &Status| {
+        if ready(status) && full.take() {
+            assert!(!record.exists());
+            disk.leave(1 << 20).unwrap();
+            world.made.borrow_mut().retain(|n| *n != "two");
+        }
+    };
+    let status = rig.until_with(|status| ready(status) && world.writes.get() == 4, look).await;
+    assert!(record.exists(), "nothing of it has changed, but it was not written yet");
+    assert_eq!(rig.until(ready).await.steps, status.steps, "times are those of the installing run");
 }

@@ -90,11 +90,19 @@ impl Inner {
         if self.size + bytes.len() as u64 > self.cap {
             let mut old = self.path.clone().into_os_string();
             old.push(".1");
-            fs::rename(&self.path, old)?;
+            match fs::rename(&self.path, old) {
+                // Renamed already by a line before, for which no new file could be made.
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
             self.file = append(&self.path)?;
             self.size = 0;
         }
-        self.file.write_all(bytes)?;
+        if let Err(e) = self.file.write_all(bytes) {
+            // No half line: what follows it would be taken for its end.
+            self.file.set_len(self.size)?;
+            return Err(e);
+        }
         self.size += bytes.len() as u64;
         Ok(())
     }
@@ -199,6 +207,47 @@ mod tests {
         let again = Journal::open(&path).unwrap().last(10);
         assert_eq!(again.len(), 1);
         assert_eq!((&again[0].message, &again[0].step), (&line.message, &line.step));
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_lines_that_find_no_space_and_no_others() {
+        let disk = edge_tests::SmallDisk::new(1 << 20).unwrap();
+        let path = disk.path().join("edge.log");
+        let journal = Journal::open(&path).unwrap();
+        let add = |message: &str| {
+            let message = message.to_owned();
+            journal.add(LogLine { time: Timestamp::now(), level: "info".to_owned(), step: None, message });
+        };
+        add("before");
+        disk.leave(0).unwrap();
+        for n in 0..100 {
+            add(&format!("{n} {}", "x".repeat(100)));
+        }
+        disk.leave(1 << 20).unwrap();
+        add("after");
+        assert_eq!(journal.last(1000).len(), 102, "all are on the socket");
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<LogLine> = text.lines().map(|line| parse(line).unwrap()).collect();
+        assert_eq!(lines.last().unwrap().message, "after");
+        assert!(lines.len() > 2 && lines.len() < 102, "{}", lines.len());
+        let whole = |line: &LogLine| line.message.len() >= 102 || ["before", "after"].contains(&line.message.as_str());
+        assert!(lines.iter().all(whole), "{text}");
+    }
+
+    #[test]
+    fn a_new_file_that_cannot_be_made_is_made_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("edge.log");
+        let journal = Journal::with_cap(&path, 100).unwrap();
+        let add = |message: &str| {
+            let message = message.repeat(40);
+            journal.add(LogLine { time: Timestamp::now(), level: "info".to_owned(), step: None, message });
+        };
+        add("a");
+        // As if the line before had got as far as that.
+        fs::rename(&path, folder.path().join("edge.log.1")).unwrap();
+        add("b");
+        assert!(fs::read_to_string(&path).unwrap().ends_with(&format!("{}\n", "b".repeat(40))));
     }
 
     #[test]

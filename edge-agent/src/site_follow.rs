@@ -4,6 +4,7 @@
 //! what an edit changes of it and cannot be applied to a running appliance stays as installed until a reinstall.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edge_api::SiteConfig;
 use edge_api::agent::{SiteFileState, ValidationError};
@@ -18,6 +19,8 @@ use crate::site;
 use crate::status::Board;
 use crate::steps::system_applications::{archive_path, device_id};
 
+/// Pause before a site file is looked at again that could not be put into force, because the disk is full, say.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Largest site file that is read.
 pub const LIMIT: u64 = 1 << 20;
 
@@ -73,8 +76,9 @@ impl Follower {
         let (archive_sender, mut archive_changes) = mpsc::channel(1);
         let mut archive: Option<Watched> = None;
         loop {
-            if let Err(e) = self.look() {
-                error!("{}", chain(&e));
+            let looked = self.look();
+            if let Err(e) = &looked {
+                error!("{}; tries again in {} s", chain(e), LOOK_AGAIN.as_secs());
             }
             let site = self.in_force.borrow().clone();
             let path = site.and_then(|s| archive_path(&self.paths.conf(), &s));
@@ -84,6 +88,7 @@ impl Follower {
             loop {
                 tokio::select! {
                     Some(()) = changes.recv() => break,
+                    () = tokio::time::sleep(LOOK_AGAIN), if looked.is_err() => break,
                     Some(()) = archive_changes.recv() => {
                         info!(step = "system-applications", "the profile archive has changed");
                         self.in_force.send_modify(|_| {});
@@ -156,6 +161,7 @@ impl Follower {
         {
             durable::write(&self.paths.site_installed(), &text, 0o600)?;
         }
+        durable::write_if_changed(&self.paths.site_in_force(), bytes, 0o600)?;
         match &old {
             None => info!("unattended.yaml is valid, the installation begins"),
             Some(old) => {
@@ -165,7 +171,6 @@ impl Follower {
                 }
             }
         }
-        durable::write_if_changed(&self.paths.site_in_force(), bytes, 0o600)?;
         let needs = self.publish(new);
         if !needs.is_empty() {
             warn!("unattended.yaml: a reinstall is needed for: {}; these stay as installed", needs.join(", "));

@@ -1,90 +1,22 @@
-//! The daemon as a process: lock, socket, site file, preflight, signals, kills. It gets as far as a bundle that is not
-//! there, so it makes nothing on the host.
+//! The daemon as a process: lock, socket, site file, preflight, signals, kills.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends at once where something is not as it must be")]
 
+mod support;
+
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
-use edge_api::agent::{Phase, SiteFileState, Status, StepState};
-use edge_client::{Client, Event};
+use edge_api::agent::{Phase, SiteFileState, StepState};
+use support::{Agent, command, write_site};
 
-const DEADLINE: Duration = Duration::from_secs(30);
 const SITE: &str = "device_id: store-1\nproxy:\n  http: http://bob:hunter2@proxy.example.com:3128\n  \
                     https: http://bob:hunter2@proxy.example.com:3128\n";
 
-struct Agent {
-    root: PathBuf,
-    child: Child,
-}
-
-impl Agent {
-    fn start(root: &Path, extra: &[&str]) -> Self {
-        let child = command(root, extra).stderr(Stdio::null()).spawn().unwrap();
-        Self { root: root.to_owned(), child }
-    }
-
-    fn client(&self) -> Client {
-        Client::new(self.root.join("run/agent.sock"))
-    }
-
-    /// Waits for a status, by its events.
-    async fn until(&self, what: &str, reached: impl Fn(&Status) -> bool) -> Status {
-        let wait = async {
-            loop {
-                let Ok(mut events) = self.client().events().await else {
-                    // The socket is not there yet.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                };
-                while let Ok(Some(event)) = events.next().await {
-                    match event {
-                        Event::Status(status) if reached(&status) => return *status,
-                        _ => {}
-                    }
-                }
-            }
-        };
-        tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("not reached: {what}"))
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Asks it to end, and waits.
-    fn end(mut self) -> bool {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap().success()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn command(root: &Path, extra: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
-    command.args(["run", "--instance", "agtest", "--bundle", "/nonexistent", "--root"]).arg(root).args(extra);
-    command
-}
-
 fn run(root: &Path, extra: &[&str]) -> Output {
     command(root, extra).output().unwrap()
-}
-
-fn write_site(root: &Path, text: &str) {
-    // As editors do: a new file beside it, renamed over.
-    std::fs::write(root.join("conf/.unattended.yaml.swp"), text).unwrap();
-    std::fs::rename(root.join("conf/.unattended.yaml.swp"), root.join("conf/unattended.yaml")).unwrap();
 }
 
 fn mode(path: &Path) -> u32 {

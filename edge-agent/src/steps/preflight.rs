@@ -5,17 +5,16 @@ mod egress;
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 
 use edge_api::SiteConfig;
 use edge_api::agent::Accelerator;
 use futures::future::LocalBoxFuture;
 use ipnet::Ipv4Net;
-use nix::sys::statvfs::statvfs;
 use tracing::warn;
 
-use crate::engine::{Failure, Run, Step, Verdict};
+use crate::durable;
+use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::world::World;
 
 /// What the system cluster, the operator and the smallest guests need.
@@ -62,7 +61,9 @@ impl Preflight {
                         replace the battery";
             findings.push(finding(behind.to_string(), hint));
         }
-        world.clock.keep().map_err(|e| Failure::of(&e))?;
+        if let Err(e) = world.clock.keep() {
+            findings.push(finding(chain(&e), "free space there"));
+        }
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         if cpus < MIN_CPUS {
             findings.push(finding(format!("{cpus} CPU, {MIN_CPUS} are needed"), "use a host with more CPUs"));
@@ -75,7 +76,7 @@ impl Preflight {
         // What is installed already has taken its part.
         let installed = world.paths.join("state/cluster.json").exists();
         let need = if installed { MIN_DISK_GIB / 4 } else { MIN_DISK_GIB };
-        match free_gib(world.paths.root()) {
+        match durable::free(world.paths.root()).map(|bytes| bytes >> 30) {
             Ok(free) if free < need => findings.push(finding(
                 format!("{free} GiB free at {}, {need} are needed", world.paths.root().display()),
                 "free space there, or choose another --root",
@@ -194,11 +195,6 @@ fn accelerator(cpuinfo: &str, device: std::io::Result<()>) -> Accelerator {
 fn memory_mib(meminfo: &str) -> u64 {
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"));
     line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
-
-fn free_gib(path: &Path) -> nix::Result<u64> {
-    let stat = statvfs(path)?;
-    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()) >> 30)
 }
 
 /// Routes of `/proc/net/route` that overlap `subnet`, with their device; default routes overlap nothing.

@@ -50,10 +50,21 @@ impl SystemApplications {
                 .map_err(|e| Failure::of(&e))?
         };
         let published = published.map_err(|e| {
-            Failure::new(chain(&e)).hint(format!(
-                "`edgectl profile verify {}` checks it; what runs stays as it is until a good one is there",
-                archive.display()
-            ))
+            let hint = if e.is_no_space() {
+                let bytes = archive.metadata().map_or(0, |m| m.len()).div_ceil(1 << 20);
+                let free = crate::durable::free(&store).unwrap_or(0) >> 20;
+                format!(
+                    "free space in {}: {free} MiB are free, and the archive of {bytes} MiB is unpacked beside itself; \
+                     what runs stays as it is until then",
+                    store.display()
+                )
+            } else {
+                format!(
+                    "`edgectl profile verify {}` checks it; what runs stays as it is until a good one is there",
+                    archive.display()
+                )
+            };
+            Failure::new(chain(&e)).hint(hint)
         })?;
         let profile = edge_profiles::load(&published.dir).map_err(|e| Failure::of(&e))?;
         let context = RenderContext {
@@ -86,6 +97,10 @@ impl SystemApplications {
         if !report.written.is_empty() || !report.pruned.is_empty() {
             run.working("records what was done");
             info!(step = "system-applications", "wrote {}, removed {}", list(&report.written), list(&report.pruned));
+        }
+        let removed = edge_profiles::keep_only(&store, published.digest).map_err(|e| Failure::of(&e))?;
+        for digest in removed {
+            info!(step = "system-applications", "removed the earlier profile {digest}, which nothing uses any more");
         }
         Ok(Verdict::Ready(format!("profile {} {}: {}", profile.name, profile.version, names.join(", "))))
     }
