@@ -23,8 +23,8 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/group", 0o644, "root:x:0:\n"),
     ("www/index.html", 0o644, "tiny guest\n"),
 ];
-/// Network, power button and its event device; the rest is built into Debian's cloud kernel.
-const MODULES: &[&str] = &["virtio_net", "evdev", "button"];
+/// Network, disks, power button and its event device; the rest is built into Debian's cloud kernel.
+const MODULES: &[&str] = &["virtio_net", "virtio_blk", "evdev", "button"];
 
 /// Full reference.
 pub const NAME: &str = "pcg-edge.io/vm/tiny:1";

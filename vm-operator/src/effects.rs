@@ -38,6 +38,7 @@ crash_points::effects! {
         DefineDomain = "define-domain",
         AutostartDomain = "autostart-domain",
         StartDomain = "start-domain",
+        ResumeDomain = "resume-domain",
         ShutDownDomain = "shut-down-domain",
         DestroyDomain = "destroy-domain",
         GrowDisk = "grow-disk",

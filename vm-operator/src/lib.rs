@@ -13,4 +13,5 @@ pub mod libvirt;
 pub mod machine;
 pub mod reconcile;
 pub mod run;
+pub mod space;
 pub mod status;

@@ -15,8 +15,8 @@ use edge_api::{
     Appliance, ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine,
     VirtualMachineImage, condition,
 };
-use edge_tests::eventually;
 use edge_tests::wait::Seen;
+use edge_tests::{SmallDisk, eventually};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -24,7 +24,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::guests::{fail_bootstrap, make};
+use support::guests::{fail_bootstrap, make, said, start};
 use support::objects::{create, subnet};
 use support::process::{Armed, while_it_ends};
 use support::{LONG, Site};
@@ -35,21 +35,26 @@ use vm_operator::effects::Effect;
 const URI: &str = "qemu:///system";
 const NUMBER: u8 = 38;
 const IMAGE: &str = "pcg-edge.io/vm/kubernetes-node";
+/// Bytes of a pool that becomes full.
+const SMALL: u64 = 128 << 20;
 /// The same in every life, so that its guest has the same address.
 const ONE: &str = "5b0c7f4e-8f0e-4b57-9a3e-2f6f0d0c3801";
 
 /// One life without, one with an end at each point.
 #[tokio::test]
 async fn the_operator_ends_before_and_after_every_effect() -> Result<()> {
+    let disk = SmallDisk::new(SMALL)?;
+    disk.leave(SMALL)?;
     let site = Site::without_operator(NUMBER, URI).await?;
     support::cluster_api::install(&site.client()).await?;
     let tiny = site.registry.push_tiny().await?;
     site.registry.push_as(IMAGE, Some("1.36.3"), &support::registry::tiny()?).await?;
-    let undisturbed = while_it_ends(&site, &Armed::default(), life(&site, &tiny)).await.context("undisturbed")?;
+    let undisturbed =
+        while_it_ends(&site, &Armed::default(), life(&site, &tiny, &disk)).await.context("undisturbed")?;
 
     let all = points::<Effect>();
     let armed = Armed::new(all.clone());
-    let outcome = while_it_ends(&site, &armed, life(&site, &tiny)).await;
+    let outcome = while_it_ends(&site, &armed, life(&site, &tiny, &disk)).await;
     let left = armed.left();
     println!("{} of {} points passed", all.len() - left.len(), all.len());
     let disturbed = outcome.context("with an end at each point")?;
@@ -149,13 +154,16 @@ fn libvirtd_files() -> Result<usize> {
 }
 
 /// Everything that a machine, a machine of Cluster API and a cluster make, have changed, and take along.
-async fn life(site: &Site, tiny: &str) -> Result<Vec<Look>> {
+async fn life(site: &Site, tiny: &str, disk: &SmallDisk) -> Result<Vec<Look>> {
     let mut looks = Vec::new();
+    let mut appliance = site.appliance_spec();
+    let default = appliance["storagePools"][0].take();
+    appliance["storagePools"] = json!([default, { "name": "small", "path": disk.path() }]);
     // Some twenty lives of the operator go by.
-    site.create::<Appliance>("local", site.appliance_spec()).await?;
+    site.create::<Appliance>("local", appliance).await?;
     site.wait::<Appliance>("local", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;
     site.image("tiny", tiny).await?;
-    looks.extend(a_machine(site).await.context("a machine")?);
+    looks.extend(a_machine(site, disk).await.context("a machine")?);
     looks.extend(a_machine_of_cluster_api(site).await.context("a machine of Cluster API")?);
     looks.extend(a_cluster(site).await.context("a cluster")?);
     site.delete::<VirtualMachineImage>("tiny").await?;
@@ -166,13 +174,14 @@ async fn life(site: &Site, tiny: &str) -> Result<Vec<Look>> {
     Ok(looks)
 }
 
-async fn a_machine(site: &Site) -> Result<Vec<Look>> {
+async fn a_machine(site: &Site, disk: &SmallDisk) -> Result<Vec<Look>> {
     let text = |content: &str| BTreeMap::from([("config.txt".to_owned(), content.to_owned())]);
     site.secret("config", &text("one")).await?;
     site.secret("seed", &BTreeMap::from([("user-data".to_owned(), "#cloud-config\n".to_owned())])).await?;
     let disks = |root: u64, logs: u64| {
         json!({ "rootDisk": { "pool": "default", "sizeGiB": root },
-                "dataDisks": [{ "name": "logs", "pool": "default", "sizeGiB": logs }] })
+                "dataDisks": [{ "name": "logs", "pool": "default", "sizeGiB": logs },
+                              { "name": "small", "pool": "small", "sizeGiB": 1 }] })
     };
     let mut spec = disks(1, 2);
     for (key, value) in [
@@ -193,6 +202,17 @@ async fn a_machine(site: &Site) -> Result<Vec<Look>> {
     let ready = site.ready_vm("one").await?;
     let digest = ready.status.context("status")?.config_digest;
     let mut looks = vec![Look::take(site, "a machine runs").await?];
+
+    disk.leave(0)?;
+    let process = start(ONE.parse()?, "dd if=/dev/zero of=/dev/vdc bs=1M count=4 conv=fsync")?;
+    site.wait_reason("one", "NoSpace", LONG).await?;
+    disk.leave(SMALL)?;
+    site.ready_vm("one").await?;
+    eventually("the guest to have written", LONG, || async {
+        let said = said(ONE.parse()?, process)?;
+        anyhow::Ok(Seen::when(said.is_some(), ()))
+    })
+    .await?;
 
     let libvirt = support::libvirt()?;
     let sizes = |pool: &virt::storage_pool::StoragePool| -> Result<[u64; 2]> {

@@ -223,6 +223,7 @@ mod tests {
             kind: "dir".into(),
             path: p.path.clone(),
             capacity: 1,
+            available: 1,
         });
         (networks.collect(), pools.collect())
     }

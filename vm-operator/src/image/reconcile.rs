@@ -21,6 +21,7 @@ use crate::errors::chain;
 use crate::libvirt;
 use crate::libvirt::connection::Host;
 use crate::reconcile::{self, Reconcile, note, noted};
+use crate::space::{self, NO_SPACE};
 use crate::status::{Verdict, newest};
 
 /// Volumes that an image may have begun to fill, so that its removal finds them even when it never became ready.
@@ -48,6 +49,8 @@ enum Outcome {
     Ready(Vec<ImageVolume>),
     /// Waits for a change of something that is watched.
     Waiting(Verdict),
+    /// Waits for space, of which nothing tells.
+    NoSpace(String),
 }
 
 impl Reconcile for VirtualMachineImage {
@@ -59,6 +62,11 @@ impl Reconcile for VirtualMachineImage {
                 publish(self, context, &Verdict::yes("Ready", "all volumes are there"), Some(&volumes)).await?;
             }
             Ok(Outcome::Waiting(verdict)) => publish(self, context, &verdict, None).await?,
+            Ok(Outcome::NoSpace(message)) => {
+                tracing::warn!(image = self.name_any(), message, "no space");
+                publish(self, context, &Verdict::no(NO_SPACE, message), None).await?;
+                return Ok(Next::requeue(space::LOOK_AGAIN));
+            }
             Err(Error::Own(apply::Error::Deleted)) => {}
             // The connection's return is an event.
             Err(
@@ -170,13 +178,33 @@ async fn bring(image: &VirtualMachineImage, context: &Context) -> Result<Outcome
         Ok(layers) => layers,
         Err(invalid) => return waiting(REFUSED, chain(&invalid)),
     };
+    if let Some(short) = short(&host, &site, &layers).await? {
+        return Ok(Outcome::NoSpace(short));
+    }
     claim(image, context, &layers).await?;
     let transfer = Transfer { image, context, site: &site, host: &host, registry: &registry, wanted: &wanted };
     let mut volumes = Vec::new();
     for layer in &layers {
-        volumes.push(transfer.layer(layer, &layers).await?);
+        match transfer.layer(layer, &layers).await {
+            Ok(volume) => volumes.push(volume),
+            // Somebody else took it meanwhile.
+            Err(Error::Own(apply::Error::Libvirt(error))) if error.is_no_space() => {
+                let why = short(&host, &site, &layers).await?.unwrap_or_else(|| "there is space by now".to_owned());
+                return Ok(Outcome::NoSpace(format!("{why}: {}", chain(&error))));
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(Outcome::Ready(volumes))
+}
+
+/// What is short, where the layers that are not there yet do not fit into the image pool.
+async fn short(host: &Host, site: &ValidatedAppliance, layers: &[Layer]) -> Result<Option<String>, Error> {
+    let present = present(host, site, layers.iter().map(|l| l.volume.clone()).collect()).await?;
+    let missing: u64 = layers.iter().filter(|l| !present.contains(&l.volume)).map(|l| l.size).sum();
+    let pool = site.image_pool.clone();
+    let pools = host.call(move |libvirt| space::look(libvirt, std::iter::once(pool.as_str()))).await?;
+    Ok(pools.first().filter(|space| space.free < missing).map(|space| space.needs(missing)))
 }
 
 async fn present(

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use uuid::Uuid;
 use virt::connect::Connect;
-use virt::domain::Domain;
+use virt::domain::{Domain, DomainPausedReason, DomainState as State, DomainStateReason};
 use virt::enumutil::Enum;
 use virt::network::Network;
 use virt::storage_pool::StoragePool;
@@ -340,6 +340,11 @@ impl Hypervisor for Libvirt {
         Effect::StartDomain.around(|| call(domain.create(), || format!("start domain {uuid}")))
     }
 
+    fn resume_domain(&self, uuid: Uuid) -> Result<(), Error> {
+        let domain = self.find_domain(uuid)?;
+        Effect::ResumeDomain.around(|| call(domain.resume(), || format!("resume domain {uuid}")))
+    }
+
     fn shutdown_domain(&self, uuid: Uuid) -> Result<(), Error> {
         let domain = self.find_domain(uuid)?;
         if let Err(error) = events::limit_agent(&domain, AGENT_SECONDS) {
@@ -410,9 +415,10 @@ fn pool_facts(pool: &StoragePool) -> Result<PoolFacts, Error> {
 
 fn domain_facts(domain: &Domain, uuid: Uuid) -> Result<DomainFacts, Error> {
     let what = || format!("read domain {uuid}");
-    let state = match call(domain.state(), what)?.0 {
-        Enum::Known(state) => state_of(state),
-        Enum::Unknown(_) => DomainState::Paused,
+    let state = match call(domain.state(), what)? {
+        (_, Enum::Known(DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError)))) => DomainState::NoSpace,
+        (Enum::Known(state), _) => state_of(state),
+        (Enum::Unknown(_), _) => DomainState::Paused,
     };
     let persistent = call(domain.is_persistent(), what)?;
     let autostart = persistent && call(domain.autostart(), what)?;
@@ -421,15 +427,14 @@ fn domain_facts(domain: &Domain, uuid: Uuid) -> Result<DomainFacts, Error> {
     Ok(DomainFacts { uuid, name: config.name.clone(), state, persistent, autostart, config, live })
 }
 
-fn state_of(state: virt::domain::DomainState) -> DomainState {
-    use virt::domain::DomainState as Theirs;
+fn state_of(state: State) -> DomainState {
     match state {
-        Theirs::NoState | Theirs::Running | Theirs::Blocked => DomainState::Running,
-        Theirs::Paused => DomainState::Paused,
-        Theirs::Shutdown => DomainState::ShuttingDown,
-        Theirs::Shutoff => DomainState::Off,
-        Theirs::Crashed => DomainState::Crashed,
-        Theirs::PMSuspended => DomainState::Suspended,
+        State::NoState | State::Running | State::Blocked => DomainState::Running,
+        State::Paused => DomainState::Paused,
+        State::Shutdown => DomainState::ShuttingDown,
+        State::Shutoff => DomainState::Off,
+        State::Crashed => DomainState::Crashed,
+        State::PMSuspended => DomainState::Suspended,
     }
 }
 

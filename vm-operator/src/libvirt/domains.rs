@@ -229,7 +229,8 @@ fn disk_element(index: usize, disk: &Disk) -> Element {
     let Disk { path, kind, serial } = disk;
     let driver = element("driver").attr("name", "qemu");
     let driver = match kind {
-        DiskKind::Data => driver.attr("type", "qcow2").attr("discard", "unmap"),
+        // A write that finds no space pauses the guest, and nothing else does: any other error is the guest's to hear of.
+        DiskKind::Data => driver.attr("type", "qcow2").attr("error_policy", "enospace").attr("discard", "unmap"),
         DiskKind::ReadOnly => driver.attr("type", "raw"),
     };
     element("disk")

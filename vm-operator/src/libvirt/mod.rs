@@ -86,6 +86,12 @@ impl Error {
             .any(|number| refusal.code() == (*number).into())
     }
 
+    /// True where a file system is full. libvirt has no number of its own for that; its text, and that of the programs it
+    /// runs, is the operating system's.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Call { refusal, .. } if refusal.message().contains("No space left on device"))
+    }
+
     /// True where the guest agent does not answer.
     pub fn is_agent(&self) -> bool {
         matches!(self, Self::Call { refusal, .. } if refusal.code() == ErrorNumber::AgentUnresponsive.into())
@@ -143,6 +149,8 @@ pub struct PoolFacts {
     pub path: String,
     /// Bytes of the file system.
     pub capacity: u64,
+    /// Bytes of it that are free.
+    pub available: u64,
 }
 
 /// A volume as libvirt has it.
@@ -182,8 +190,10 @@ pub struct DomainFacts {
 pub enum DomainState {
     /// vCPUs run, or wait for something.
     Running,
-    /// Paused by somebody or by an I/O error.
+    /// Paused by somebody.
     Paused,
+    /// Paused by QEMU at a write for which there was no space.
+    NoSpace,
     /// On its way down.
     ShuttingDown,
     /// Off.
@@ -285,6 +295,8 @@ pub trait Hypervisor: Send + Sync {
     fn autostart_domain(&self, uuid: Uuid, autostart: bool) -> Result<(), Error>;
     /// Starts a domain.
     fn start_domain(&self, uuid: Uuid) -> Result<(), Error>;
+    /// Lets a paused domain go on.
+    fn resume_domain(&self, uuid: Uuid) -> Result<(), Error>;
     /// Asks the guest to shut down.
     fn shutdown_domain(&self, uuid: Uuid) -> Result<(), Error>;
     /// Cuts the power.

@@ -74,6 +74,7 @@ struct PoolDocument {
     name: String,
     uuid: Uuid,
     capacity: Option<Size>,
+    available: Option<Size>,
     target: Option<Target>,
 }
 
@@ -99,7 +100,7 @@ struct VolumeDocument {
 
 /// Reads a pool.
 pub fn read_pool(document: &str, active: bool, autostart: bool) -> Result<PoolFacts, Error> {
-    let PoolDocument { kind, name, uuid, capacity, target } = xml::read("storage pool", document)?;
+    let PoolDocument { kind, name, uuid, capacity, available, target } = xml::read("storage pool", document)?;
     Ok(PoolFacts {
         name,
         uuid,
@@ -108,6 +109,7 @@ pub fn read_pool(document: &str, active: bool, autostart: bool) -> Result<PoolFa
         kind,
         path: target.and_then(|t| t.path).unwrap_or_default(),
         capacity: capacity.map_or(0, |c| c.bytes),
+        available: available.map_or(0, |a| a.bytes),
     })
 }
 
@@ -144,10 +146,12 @@ mod tests {
         let facts = read_volume(volume).unwrap();
         assert_eq!((facts.capacity, facts.path.as_str(), facts.backing), (42, "/p/v", None));
         let pool = "<pool type='dir'><name>p</name><uuid>8e10e752-4faa-48fe-94a5-4a365294fe76</uuid>\
-            <capacity unit='bytes'>100</capacity><allocation unit='bytes'>1</allocation><source></source>\
+            <capacity unit='bytes'>100</capacity><allocation unit='bytes'>1</allocation>\
+            <available unit='bytes'>99</available><source></source>\
             <target><path>/p</path></target></pool>";
         let facts = read_pool(pool, true, true).unwrap();
-        assert_eq!((facts.capacity, facts.path.as_str(), facts.kind.as_str()), (100, "/p", "dir"));
+        assert_eq!((facts.capacity, facts.available), (100, 99));
+        assert_eq!((facts.path.as_str(), facts.kind.as_str()), ("/p", "dir"));
         assert_eq!(read_pool(&pool_xml("p", facts.uuid, "/p"), false, false).unwrap().path, "/p");
     }
 }

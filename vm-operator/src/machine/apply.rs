@@ -81,6 +81,10 @@ pub async fn apply(
                 context.memories.with(id, |memory| memory.note_start(Instant::now()));
                 host.call(move |libvirt| libvirt.start_domain(id)).await?;
             }
+            Action::Resume => {
+                context.memories.with(id, |memory| memory.note_resume(Instant::now()));
+                host.call(move |libvirt| libvirt.resume_domain(id)).await?;
+            }
             Action::Shutdown => {
                 context.memories.with(id, |memory| memory.note_shutdown(Instant::now()));
                 let asked = host.call(move |libvirt| libvirt.shutdown_domain(id)).await;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::space::LOOK_AGAIN;
+
 /// What is remembered of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
@@ -17,6 +19,8 @@ pub struct Memory {
     pub started: Option<Instant>,
     /// Starts in a row that did not last.
     pub short_runs: u32,
+    /// When it was last resumed.
+    pub resumed: Option<Instant>,
     /// Looks for addresses since it was started or its agent came.
     pub looks: u32,
 }
@@ -43,6 +47,17 @@ impl Memory {
         self.looks = 0;
         self.shutdown_since = None;
         self.shutdown_asked = None;
+    }
+
+    /// How long a resume must wait: where space is short in a way that the pool does not show, the guest is paused again
+    /// at once.
+    pub fn resume_wait(&self, now: Instant) -> Duration {
+        self.resumed.map_or(Duration::ZERO, |at| LOOK_AGAIN.saturating_sub(now.saturating_duration_since(at)))
+    }
+
+    /// Notes a resume.
+    pub fn note_resume(&mut self, now: Instant) {
+        self.resumed = Some(now);
     }
 
     /// Notes that the guest was asked to shut down.
@@ -104,6 +119,16 @@ mod tests {
         let later = now + Duration::from_hours(1);
         memory.note_start(later);
         assert_eq!(memory.short_runs, 0);
+    }
+
+    #[test]
+    fn a_guest_is_resumed_at_most_twice_a_minute() {
+        let mut memory = Memory::default();
+        let now = Instant::now();
+        assert_eq!(memory.resume_wait(now), Duration::ZERO);
+        memory.note_resume(now);
+        assert_eq!(memory.resume_wait(now + Duration::from_secs(10)), Duration::from_secs(20));
+        assert_eq!(memory.resume_wait(now + Duration::from_secs(40)), Duration::ZERO);
     }
 
     #[test]

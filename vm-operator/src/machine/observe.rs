@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::validate::{ImageVolumes, ValidatedMachine};
 use crate::identity;
-use crate::libvirt::{DomainFacts, Error, Hypervisor, VolumeFacts};
+use crate::libvirt::{DomainFacts, DomainState, Error, Hypervisor, VolumeFacts};
+use crate::space::{self, Space};
 
 /// A volume and the pool it lies in.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,6 +31,8 @@ pub struct Observed {
     pub kept: BTreeMap<String, Found>,
     /// Paths of image volumes by name.
     pub image: BTreeMap<String, String>,
+    /// Space in the pools of its disks, looked at only while it is paused for want of it.
+    pub space: Vec<Space>,
 }
 
 impl Observed {
@@ -61,7 +64,11 @@ impl Observed {
                 image.insert(name.to_owned(), volume.path);
             }
         }
-        Ok(Self { domain, name_taken, volumes, kept, image })
+        let space = match &domain {
+            Some(domain) if domain.state == DomainState::NoSpace => space::look(libvirt, machine.disk_pools())?,
+            _ => Vec::new(),
+        };
+        Ok(Self { domain, name_taken, volumes, kept, image, space })
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!  disks missing ──► make them, record them ──► grow ──► (re)write seed and config ──► define ──► autostart ──► start
 //!  running, differs, Restart ──► shut down ──► … 60 s … ──► cut the power ──► (off: as above)
+//!  paused for want of space ──► … space … ──► resume
 //! ```
 //! A disk that was recorded and is missing is lost, and nothing blank takes its place (law 2). Disks only grow, and one
 //! that the specification no longer names is detached by the next start and kept. A running guest is touched only when
@@ -20,6 +21,7 @@ use crate::libvirt::capabilities::Accelerator;
 use crate::libvirt::domains::{self, DiskKind, Interface, Kernel, Marks};
 use crate::libvirt::volumes::NewVolume;
 use crate::libvirt::{DomainFacts, DomainState};
+use crate::space;
 
 /// One thing to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -71,6 +73,8 @@ pub enum Action {
     Autostart(bool),
     /// Start it.
     Start,
+    /// Let it go on after a pause.
+    Resume,
     /// Ask the guest to shut down.
     Shutdown,
     /// Cut the power.
@@ -86,6 +90,8 @@ pub struct Clock {
     pub asked: Option<Duration>,
     /// How long a start must wait yet.
     pub start_wait: Duration,
+    /// How long a resume must wait yet.
+    pub resume_wait: Duration,
     /// How long a guest may take to shut down.
     pub deadline: Duration,
 }
@@ -125,6 +131,10 @@ pub fn plan(
     let made = plan_disks(&mut plan, wanted, observed, recorded)?;
     let should_run = wanted.power == PowerState::Running;
     match &observed.domain {
+        // Paused, it can neither shut down nor be told of a larger disk: all else waits until it runs.
+        Some(domain) if domain.state == DomainState::NoSpace && should_run => {
+            plan_resume(&mut plan, observed, clock);
+        }
         Some(domain) if domain.state.is_active() => {
             plan_active(&mut plan, wanted, domain, &made, config, clock);
             // Last: a disk that cannot grow holds nothing else up.
@@ -340,6 +350,17 @@ fn plan_active(
     }
 }
 
+/// Resumed without enough space, the guest would be paused again at once.
+fn plan_resume(plan: &mut Plan, observed: &Observed, clock: &Clock) {
+    if space::short(&observed.space).is_some() {
+        plan.again = Some(space::LOOK_AGAIN);
+    } else if clock.resume_wait.is_zero() {
+        plan.actions.push(Action::Resume);
+    } else {
+        plan.again = Some(clock.resume_wait);
+    }
+}
+
 /// What a running machine's restart would bring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Due {
@@ -364,7 +385,7 @@ pub fn due(wanted: &ValidatedMachine, domain: &DomainFacts, config: &str) -> Due
 }
 
 fn plan_shutdown(plan: &mut Plan, domain: &DomainFacts, clock: &Clock) {
-    let Clock { shutting_down, asked, start_wait: _, deadline } = clock;
+    let Clock { shutting_down, asked, start_wait: _, resume_wait: _, deadline } = clock;
     match shutting_down {
         // Nobody is there to shut a crashed guest down.
         _ if domain.state == DomainState::Crashed => plan.actions.push(Action::Destroy),

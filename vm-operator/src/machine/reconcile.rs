@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::apply::{self, apply};
 use super::configdisk::{self, ConfigImage};
-use super::observe::{Found, Observed};
+use super::observe::Observed;
 use super::plan::{self, Clock};
 use super::status::{self, Answer, Findings};
 use super::validate::{self, ImageVolumes, Site, ValidatedMachine};
@@ -25,6 +25,7 @@ use crate::libvirt::capabilities::Accelerator;
 use crate::libvirt::connection::Host;
 use crate::libvirt::{self, AddressSource, DomainFacts, DomainState};
 use crate::reconcile::{self, Reconcile};
+use crate::space::{self, NO_SPACE};
 use crate::status::Verdict;
 
 type Error = reconcile::Error<apply::Error>;
@@ -114,7 +115,7 @@ async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, 
                 accelerator,
                 config_digest,
                 &Answer::Silent(String::new()),
-                &look.kept,
+                &look,
             );
             findings.phase = if blocked.reason == "ImageNotReady" { Phase::Pending } else { Phase::Failed };
             findings.ready = Verdict::no(blocked.reason, blocked.message);
@@ -122,16 +123,42 @@ async fn bring(object: &VirtualMachine, context: &Context) -> Result<(Findings, 
         }
     };
     if plan.actions.is_empty() {
-        return Ok(settle(context, &referenced, look.domain, &look.kept, plan.again).await);
+        return Ok(settle(context, &referenced, look.domain.clone(), &look, plan.again).await);
     }
     if look.domain.is_none() {
         let preparing = Verdict::no("Preparing", "disks and domain are being made");
         publish(object, context, &Findings::waiting(Phase::Preparing, preparing)).await?;
     }
-    apply(context, object, host, &machine, accelerator, plan.actions).await?;
+    match apply(context, object, host, &machine, accelerator, plan.actions).await {
+        Err(apply::Error::Libvirt(error)) if error.is_no_space() => {
+            return Ok((no_space(object, host, &machine, &error).await?, space::LOOK_AGAIN));
+        }
+        other => other?,
+    }
     let id = machine.id;
     let domain = host.call(move |libvirt| libvirt.domain(id)).await?;
-    Ok(settle(context, &referenced, domain, &look.kept, plan.again).await)
+    Ok(settle(context, &referenced, domain, &look, plan.again).await)
+}
+
+/// Something of a machine could not be made. What was made stays, and is found by the next look.
+async fn no_space(
+    object: &VirtualMachine,
+    host: &Host,
+    machine: &Arc<ValidatedMachine>,
+    error: &libvirt::Error,
+) -> Result<Findings, Error> {
+    let machine = machine.clone();
+    let pools = host.call(move |libvirt| {
+        space::look(libvirt, machine.disk_pools().chain(std::iter::once(machine.config_pool.as_str())))
+    });
+    let why = match space::short(&pools.await?) {
+        Some(short) => short.needs(space::ENOUGH),
+        None => "its pools have space: it is the host's own file system that is full".to_owned(),
+    };
+    let phase = object.status.as_ref().map(|s| s.phase).unwrap_or_default();
+    let phase = if phase == Phase::Pending { Phase::Preparing } else { phase };
+    tracing::warn!(machine = object.name_any(), error = chain(error), "no space");
+    Ok(Findings::waiting(phase, Verdict::no(NO_SPACE, format!("{why}: {}", chain(error)))))
 }
 
 fn clock(context: &Context, id: Uuid) -> Clock {
@@ -140,6 +167,7 @@ fn clock(context: &Context, id: Uuid) -> Clock {
         shutting_down: memory.shutdown_since.map(|since| now.saturating_duration_since(since)),
         asked: memory.shutdown_asked.map(|since| now.saturating_duration_since(since)),
         start_wait: memory.start_wait(now),
+        resume_wait: memory.resume_wait(now),
         deadline: context.times.shutdown,
     })
 }
@@ -149,12 +177,12 @@ async fn settle(
     context: &Context,
     referenced: &Referenced,
     domain: Option<DomainFacts>,
-    kept: &BTreeMap<String, Found>,
+    look: &Observed,
     again: Option<Duration>,
 ) -> (Findings, Duration) {
     let Referenced { host, accelerator, machine, config_digest } = referenced;
     let answer = ask(host, machine, domain.as_ref()).await;
-    let mut findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer, kept);
+    let mut findings = status::judge(machine, domain.as_ref(), accelerator, config_digest, &answer, look);
     let restarting = context.memories.with(machine.id, |memory| memory.shutdown_since.is_some()) && again.is_some();
     if restarting && machine.power == PowerState::Running && domain.as_ref().is_some_and(|d| d.state.is_active()) {
         let seconds = context.times.shutdown.as_secs();

@@ -1,14 +1,13 @@
 //! What a machine's status says.
 
-use std::collections::BTreeMap;
-
 use edge_api::virtual_machine::{GuestAddress, KeptDisk, Phase, PowerState, VirtualMachineStatus};
 
-use super::observe::Found;
+use super::observe::{Found, Observed};
 use super::plan::{self, Due};
 use super::validate::ValidatedMachine;
 use crate::libvirt::capabilities::Accelerator;
 use crate::libvirt::{DomainFacts, DomainState};
+use crate::space::{self, NO_SPACE, Space};
 use crate::status::{Verdict, set};
 
 /// What was found out in one reconcile.
@@ -68,7 +67,7 @@ pub fn judge(
     accelerator: &Accelerator,
     config: &str,
     answer: &Answer,
-    kept: &BTreeMap<String, Found>,
+    look: &Observed,
 ) -> Findings {
     let live = domain.and_then(|d| d.live.as_ref());
     let started_with = live.and_then(|l| l.marks.as_ref()).and_then(|m| m.config.clone());
@@ -82,7 +81,7 @@ pub fn judge(
             Answer::Silent(_) => None,
             Answer::NotAsked | Answer::NoAgent => Some(Vec::new()),
         },
-        kept_disks: kept.iter().map(|(role, found)| kept_disk(role, found, domain)).collect(),
+        kept_disks: look.kept.iter().map(|(role, found)| kept_disk(role, found, domain)).collect(),
     });
     let state = domain.map_or(DomainState::Off, |d| d.state);
     let (phase, ready) = match (wanted.power, state) {
@@ -95,10 +94,10 @@ pub fn judge(
         (PowerState::Running, DomainState::ShuttingDown) => {
             (Phase::Running, Verdict::no("ShuttingDown", "the guest is shutting down; it is started again"))
         }
-        (PowerState::Running, DomainState::Paused) => (
-            Phase::Running,
-            Verdict::no("Paused", "the domain is paused, by hand or by an I/O error; resume it with virsh resume"),
-        ),
+        (PowerState::Running, DomainState::Paused) => {
+            (Phase::Running, Verdict::no("Paused", "the domain is paused by hand; resume it with virsh resume"))
+        }
+        (PowerState::Running, DomainState::NoSpace) => (Phase::Running, Verdict::no(NO_SPACE, paused(&look.space))),
         (PowerState::Running, DomainState::Suspended) => {
             (Phase::Running, Verdict::no("Suspended", "the guest suspended itself; wake it with virsh dompmwakeup"))
         }
@@ -119,6 +118,15 @@ pub fn judge(
     });
     let config = config.or_else(|| Some(Verdict::yes("Off", "the next start brings what the specification says")));
     Findings { phase, ready, config, seen }
+}
+
+fn paused(pools: &[Space]) -> String {
+    let why = match space::short(pools) {
+        Some(short) => short.needs(space::ENOUGH),
+        // Or so it seems: a part that a file system keeps for root is none for a guest.
+        None => "its pools have space by now".to_owned(),
+    };
+    format!("paused at a write to a full pool, and goes on by itself: {why}")
 }
 
 fn kept_disk(role: &str, found: &Found, domain: &DomainFacts) -> KeptDisk {

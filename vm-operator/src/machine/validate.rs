@@ -257,6 +257,13 @@ impl Invalid {
     }
 }
 
+impl ValidatedMachine {
+    /// libvirt names of the pools that its disks grow in.
+    pub fn disk_pools(&self) -> impl Iterator<Item = &str> {
+        self.definition.disks.iter().map(|disk| disk.pool.as_str())
+    }
+}
+
 /// What a machine is checked against.
 #[derive(Clone, Debug)]
 pub struct Site<'a> {

@@ -1,11 +1,13 @@
 //! A machine of Cluster API as a real guest: the tiny one, which is no node, with what others would say of it played.
 
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use edge_api::cluster_api::LABEL_CLUSTER;
 use edge_api::{LibvirtCluster, LibvirtMachine, condition};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 use vm_operator::cluster_api::upstream::{Cluster, Machine};
 
@@ -61,15 +63,36 @@ pub async fn join(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// Lets a guest run a script, and does not wait for it; gives the number of its process.
+pub fn start(id: Uuid, script: &str) -> Result<u64> {
+    let arguments = json!({ "path": "/bin/sh", "arg": ["-c", script], "capture-output": true });
+    let started = ask(id, &json!({ "execute": "guest-exec", "arguments": arguments }))?;
+    started["pid"].as_u64().context("pid")
+}
+
+/// What a script said, once it has ended.
+pub fn said(id: Uuid, process: u64) -> Result<Option<String>> {
+    let status = ask(id, &json!({ "execute": "guest-exec-status", "arguments": { "pid": process } }))?;
+    if status["exited"] != true {
+        return Ok(None);
+    }
+    let output = BASE64_STANDARD.decode(status["out-data"].as_str().unwrap_or_default())?;
+    anyhow::ensure!(status["exitcode"] == 0, "{status}: {}", String::from_utf8_lossy(&output));
+    Ok(Some(String::from_utf8_lossy(&output).into_owned()))
+}
+
+fn ask(id: Uuid, command: &Value) -> Result<Value> {
+    let domain = super::libvirt()?.lookup_domain_by_uuid(id)?;
+    let answer = domain.qemu_agent_command(&command.to_string(), 10, 0).context("guest agent")?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    Ok(answer["return"].clone())
+}
+
 /// Lets a guest say that its bootstrap has ended without success.
 pub fn fail_bootstrap(id: Uuid) -> Result<()> {
     let script = "mkdir -p /run/cloud-init /run/cluster-api /var/log; \
                   for n in $(seq 40); do echo line $n; done > /var/log/cloud-init-output.log; \
                   echo 'kubeadm join --token abcdef.0123456789abcdef: timed out' >> /var/log/cloud-init-output.log; \
                   echo '{}' > /run/cloud-init/result.json";
-    let arguments = json!({ "path": "/bin/sh", "arg": ["-c", script], "capture-output": true });
-    let command = json!({ "execute": "guest-exec", "arguments": arguments });
-    let domain = super::libvirt()?.lookup_domain_by_uuid(id)?;
-    domain.qemu_agent_command(&command.to_string(), 10, 0).context("guest-exec")?;
-    Ok(())
+    start(id, script).map(drop)
 }

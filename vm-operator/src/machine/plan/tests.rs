@@ -7,6 +7,7 @@ use crate::libvirt::VolumeFacts;
 use crate::libvirt::domains::Description;
 use crate::machine::observe::Found;
 use crate::machine::validate::tests::{check, spec};
+use crate::space::{ENOUGH, LOOK_AGAIN, Space};
 
 const CONFIG: &str = "sha256:c";
 
@@ -273,6 +274,26 @@ fn a_start_that_failed_waits() {
     assert_eq!((plan.actions.len(), plan.again), (0, Some(Duration::from_secs(7))));
 }
 
+#[test]
+fn a_guest_without_space_waits_for_it_and_is_resumed() {
+    let before = wanted(|_| ());
+    // A restart is due, which must not cut off a guest that cannot shut down.
+    let machine = wanted(|s| {
+        s.vcpus = 2;
+        s.on_config_change = OnConfigChange::Restart;
+    });
+    let mut observed = settled(&before, DomainState::NoSpace);
+    let mut look = |free, resume_wait| {
+        observed.space = vec![Space { pool: "edge-default".into(), path: "/pool".into(), free }];
+        let clock = Clock { resume_wait, shutting_down: Some(Duration::from_hours(1)), ..clock() };
+        plan(&machine, &observed, &recorded(), CONFIG, &clock).unwrap()
+    };
+    let waits = |again| Plan { actions: Vec::new(), again: Some(again) };
+    assert_eq!(look(ENOUGH - 1, Duration::ZERO), waits(LOOK_AGAIN));
+    assert_eq!(look(ENOUGH, Duration::from_secs(7)), waits(Duration::from_secs(7)));
+    assert_eq!(look(ENOUGH, Duration::ZERO), Plan { actions: vec![Action::Resume], again: None });
+}
+
 proptest! {
     /// Laws 2 and 3, whatever is found: no recorded disk is made anew, and a running guest is neither shut down
     /// nor cut off nor are its configuration disks written unless its specification asks for it.
@@ -280,7 +301,7 @@ proptest! {
     fn data_and_running_guests_are_safe(
         state in prop::sample::select(vec![
             DomainState::Running, DomainState::Paused, DomainState::ShuttingDown, DomainState::Off,
-            DomainState::Crashed, DomainState::Suspended,
+            DomainState::Crashed, DomainState::Suspended, DomainState::NoSpace,
         ]),
         has_domain in any::<bool>(),
         missing in prop::sample::subsequence(vec!["root", "data-a"], 0..=2),
@@ -330,11 +351,14 @@ proptest! {
                 Action::CreateVolume { name, .. } => {
                     prop_assert!(missing.iter().any(|role| name.ends_with(role)) && !runs);
                 }
-                Action::Shutdown | Action::Destroy => prop_assert!(runs && asked),
+                Action::Shutdown | Action::Destroy => {
+                    prop_assert!(runs && asked && (stopped || state != DomainState::NoSpace));
+                }
                 Action::WriteConfig { .. } | Action::DeleteVolume { .. } => prop_assert!(!runs),
                 Action::Start => prop_assert!(!runs && !stopped),
                 // Ever larger, and never behind QEMU's back.
                 Action::Grow { size, open, .. } => prop_assert!(size > capacity << 30 && open == runs),
+                Action::Resume => prop_assert!(has_domain && state == DomainState::NoSpace),
                 Action::RecordDisks(_) | Action::Define { .. } | Action::Autostart(_) => {}
             }
         }
