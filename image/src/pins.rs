@@ -286,7 +286,7 @@ mod tests {
                 assert!(group.tools.contains(&format!("\"{package}\"")), "{package}");
             }
         }
-        assert_eq!(names.len(), 29);
+        assert_eq!(names.len(), 30);
     }
 
     #[test]

@@ -73,6 +73,16 @@ async fn a_backup_becomes_the_appliance_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_taken_on_or_left() -> Result<()> {
+    let appliance = Appliance::new("e2ebn", 160, 210)?;
+    let scenario = async {
+        up_without_the_cluster(&appliance).await?;
+        Box::pin(appliance_upgrade::play(&appliance)).await
+    };
+    and_back(&appliance, Box::pin(scenario)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: makes most of a cluster, five times"]
 async fn a_cluster_is_aborted_and_leaves_nothing() -> Result<()> {
     let appliance = Appliance::new("e2eab", 154, 204)?;
@@ -181,8 +191,7 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
     phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
     phase("an edited range is followed", network::range_is_followed(appliance)).await?;
     phase("no lease without the router", network::no_lease_without_the_router(appliance)).await?;
-    phase("secrets stay secret", secrets::stay_secret(appliance)).await?;
-    Box::pin(appliance_upgrade::play(appliance)).await
+    phase("secrets stay secret", secrets::stay_secret(appliance)).await
 }
 
 async fn workload_cluster(appliance: &Appliance) -> Result<()> {
