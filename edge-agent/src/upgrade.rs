@@ -11,6 +11,7 @@
 //! that, so they run on. Kubernetes cannot go back to a minor before its data: the way back over a minor begins with the
 //! data as they were kept (see [`crate::backup`]).
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use edge_api::agent::{Upgrade, UpgradeState};
 use edge_api::bundle::Index;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::backup::{self, Manifest};
@@ -59,8 +61,8 @@ pub struct Record {
     state: UpgradeState,
     /// Seconds that it may take.
     deadline: u64,
-    /// When it last became Running.
-    since: Option<Timestamp>,
+    /// When the data were kept.
+    kept: Option<Timestamp>,
     message: String,
 }
 
@@ -88,7 +90,7 @@ impl Record {
     fn turn(&mut self, world: &World, state: UpgradeState, message: impl Into<String>) -> Result<(), Failure> {
         (self.state, self.message) = (state, message.into());
         if state == UpgradeState::Running {
-            self.since = Some(Timestamp::now());
+            self.kept = Some(Timestamp::now());
         }
         durable::write_json(&world.paths.upgrade(), self).map_err(|e| Failure::of(&e))?;
         world.board.edit(|status| status.upgrade = Some(self.told()));
@@ -103,13 +105,6 @@ impl Record {
 
     fn is_over(&self) -> bool {
         matches!(self.state, UpgradeState::Done | UpgradeState::Returned)
-    }
-
-    fn is_late(&self) -> bool {
-        let allowed = Duration::from_secs(self.deadline);
-        self.since.is_some_and(|since| {
-            Timestamp::now().duration_since(since) > allowed.try_into().unwrap_or(jiff::SignedDuration::MAX)
-        })
     }
 
     fn crosses_a_minor(&self) -> bool {
@@ -155,7 +150,7 @@ pub fn ask(paths: &Paths, given: &Path, bundle: &Path, deadline: Duration) -> Re
         to: Side::new(bundle, &to),
         state: UpgradeState::Asked,
         deadline: deadline.as_secs(),
-        since: None,
+        kept: None,
         message: "begins with the next pass".to_owned(),
     };
     durable::write_json(&paths.upgrade(), &record).map_err(|e| refused(chain(&e), "see to it that there is space"))?;
@@ -185,30 +180,43 @@ pub fn minor(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
+/// Since when this life of the agent has carried out a new bundle. The host's clock may be set meanwhile.
+pub type Since = Cell<Option<Instant>>;
+
 /// Brings the upgrade, where there is one, as far as it can be before the steps; the world then has the bundle in force.
 /// `verify` looks at every file of a bundle.
-pub async fn advance(world: &World, verify: impl AsyncFn(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+pub async fn advance(
+    world: &World,
+    since: &Since,
+    verify: impl AsyncFn(&Path) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let Some(mut record) = Record::load(&world.paths, &world.given_bundle).map_err(|e| Failure::of(&e))? else {
         world.set_bundle(&world.given_bundle);
         return Ok(());
     };
     if record.state == UpgradeState::Asked {
         match begin(world, &record.to.bundle, verify).await {
-            Ok(()) => record.turn(world, UpgradeState::Running, "the steps carry out the new bundle")?,
+            Ok(()) => {
+                since.set(None);
+                record.turn(world, UpgradeState::Running, "the steps carry out the new bundle")?;
+            }
             Err(failure) => record.turn(world, UpgradeState::Returned, failure.reason)?,
         }
     }
-    if record.state == UpgradeState::Running && record.is_late() {
-        let held = world.board.get().message;
-        let message = format!("not ready after {} s ({held}); goes back", record.deadline);
-        record.turn(world, UpgradeState::Returning, message)?;
+    if record.state == UpgradeState::Running {
+        let begun = since.get().unwrap_or_else(Instant::now);
+        since.set(Some(begun));
+        if begun.elapsed() > Duration::from_secs(record.deadline) {
+            let message = format!("not ready after {} s ({})", record.deadline, world.board.get().message);
+            record.turn(world, UpgradeState::Returning, message)?;
+        }
     }
     if record.state == UpgradeState::Returning {
         if record.crosses_a_minor() {
             give_data_back(world, &record).await?;
         }
         durable::remove_file(&world.paths.join(KEPT)).map_err(|e| Failure::of(&e))?;
-        let message = record.message.replace("; goes back", "; the appliance is as before");
+        let message = format!("{}; the appliance is as before", record.message);
         record.turn(world, UpgradeState::Returned, message)?;
     }
     world.set_bundle(record.bundle());
@@ -234,7 +242,7 @@ async fn give_data_back(world: &World, record: &Record) -> Result<(), Failure> {
     let failed = |e: &dyn std::error::Error| Failure::of(e);
     world.docker.remove_container(&world.kind().node()).await.map_err(|e| failed(&e))?;
     durable::remove_folder(&paths.join("etcd/member")).map_err(|e| failed(&e))?;
-    let made = record.since.unwrap_or_default();
+    let made = record.kept.unwrap_or_default();
     let version = record.from.kubernetes_version.clone();
     let manifest = Manifest::of_own_data(&world.instance, made, version);
     durable::write_json(&paths.join(backup::RECORD), &manifest).map_err(|e| failed(&e))?;

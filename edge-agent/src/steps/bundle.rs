@@ -23,6 +23,7 @@ use crate::world::World;
 /// See the module.
 pub struct Bundle {
     world: Arc<World>,
+    upgraded: upgrade::Since,
 }
 
 /// What was verified.
@@ -36,11 +37,12 @@ struct Verified {
 impl Bundle {
     /// The step.
     pub fn new(world: Arc<World>) -> Self {
-        Self { world }
+        Self { world, upgraded: upgrade::Since::default() }
     }
 
     async fn ensure_bundle(&self, run: &Run) -> Result<Verdict, Failure> {
-        upgrade::advance(&self.world, async |folder| self.verified(run, folder).await.map(drop)).await?;
+        upgrade::advance(&self.world, &self.upgraded, async |folder| self.verified(run, folder).await.map(drop))
+            .await?;
         let folder = self.world.bundle();
         let index = self.verified(run, &folder).await?;
         let size: u64 = index.artifacts.iter().map(|artifact| artifact.size).sum();
