@@ -191,11 +191,15 @@ async fn apply(
 
 async fn ask_for_upgrade(
     State(server): State<Server>,
-    body: Result<Json<UpgradeRequest>, axum::extract::rejection::JsonRejection>,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Response {
-    let request = match body {
-        Ok(Json(request)) => request,
-        Err(e) => return error(StatusCode::BAD_REQUEST, e.body_text(), None),
+    let body = match body {
+        Ok(body) => body,
+        Err(e) => return error(e.status(), e.body_text(), None),
+    };
+    let request: UpgradeRequest = match serde_json::from_slice(&body) {
+        Ok(request) => request,
+        Err(e) => return error(StatusCode::BAD_REQUEST, format!("an upgrade request cannot be read: {e}"), None),
     };
     let deadline = Duration::from_secs(request.deadline_seconds);
     match upgrade::ask(&server.paths, &server.bundle, Path::new(&request.bundle), deadline) {

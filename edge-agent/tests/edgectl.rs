@@ -204,6 +204,29 @@ fn a_closed_pipe_is_no_failure_and_keeps_the_exit_code() {
 }
 
 #[test]
+fn an_upgrade_is_asked_for_over_the_socket_and_once() {
+    let agent = Agent::start();
+    let index = |version: &str| {
+        let index = serde_json::json!({"formatVersion": 1, "version": version, "pinsDigest": "", "artifacts": [],
+            "kubernetesVersion": "v1.36.3", "programs": []});
+        index.to_string()
+    };
+    agent.file("bundle/pcg-index.json", &index("1"));
+    let new = agent.root.parent().unwrap().join("new");
+    std::fs::create_dir(&new).unwrap();
+    for (name, content) in [("oci-layout", "{}"), ("index.json", "{}"), ("pcg-index.json", index("2").as_str())] {
+        std::fs::write(new.join(name), content).unwrap();
+    }
+    let upgrade = || edgectl(&agent.root, &["upgrade", new.to_str().unwrap()]);
+    let asked = upgrade();
+    assert_eq!(text(&asked.stdout), "upgrade from 1 (Kubernetes v1.36.3) to 2 (Kubernetes v1.36.3)\n", "{asked:?}");
+    assert_eq!(agent.status()["upgrade"]["state"], "Asked");
+    let again = upgrade();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("the upgrade to 2 is not over"), "{again:?}");
+}
+
+#[test]
 fn the_registry_is_where_the_agent_was_told() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();

@@ -22,7 +22,7 @@ use edge_agent::{daemon, durable};
 use edge_api::Instance;
 use edge_api::agent::{Phase, StepState};
 use edge_profiles::{Limits, build_archive, keep_only, publish_archive};
-use edge_tests::SmallDisk;
+use edge_tests::{Fault, SmallDisk};
 use support::{Agent, write_site};
 
 const SIZE: u64 = 2 << 20;
@@ -95,6 +95,7 @@ fn every_write_is_whole_or_did_not_happen() {
     for (title, before) in [("the first start", None), ("a later one", Some(&first))] {
         let given = before.map_or(&first, |_| &later);
         let mut failures = BTreeMap::<&str, u32>::new();
+        let fault = Fault::strikes("the agent's root is full at one of its writes");
         for pages in 0.. {
             disk.leave(SIZE).unwrap();
             durable::remove_folder(paths.root()).unwrap();
@@ -122,6 +123,7 @@ fn every_write_is_whole_or_did_not_happen() {
             assert_eq!(fs::read_dir(paths.join("profiles")).unwrap().count(), 1, "the earlier profile is gone");
             if !failed {
                 println!("{title}: all is written with {pages} pages; failures with fewer: {failures:?}");
+                fault.times(usize::try_from(pages).unwrap()).survived();
                 break;
             }
         }
@@ -183,14 +185,17 @@ async fn the_agent_outlives_a_full_disk() {
     let root = disk.path().join("root");
     let agent = Agent::start(&root, &[]);
     agent.until("starts", |s| s.phase == Phase::WaitingForSite).await;
+    let fault = Fault::strikes("the agent runs on a full disk");
     // Enough for the site file, and not for what is kept of it.
     disk.leave(PAGE).unwrap();
     write_site(&root, "device_id: store-1\n");
     agent.until_logged("state/site.yaml: 19 bytes are needed, and 0 are free; free space there").await;
     disk.leave(SIZE).unwrap();
     agent.until("goes on", |s| s.device_id.as_deref() == Some("store-1")).await;
+    fault.survived();
     assert!(agent.end());
 
+    let fault = Fault::strikes("the agent starts on a full disk");
     disk.leave(0).unwrap();
     let agent = Agent::start(&root, &[]);
     let status = agent.until("fails", |s| s.steps[0].state == StepState::Failed).await;
@@ -207,5 +212,6 @@ async fn the_agent_outlives_a_full_disk() {
     agent.client().apply(b"device_id: store-2\n".to_vec()).await.unwrap();
     let status = agent.until("goes on", |s| s.device_id.as_deref() == Some("store-2")).await;
     assert!(status.steps[0].state != StepState::Ready, "there are never 8 GiB");
+    fault.survived();
     assert!(agent.end());
 }

@@ -16,7 +16,7 @@ use edge_api::{
     VirtualMachineImage, condition,
 };
 use edge_tests::wait::Seen;
-use edge_tests::{SmallDisk, eventually};
+use edge_tests::{Fault, SmallDisk, eventually};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
@@ -54,6 +54,7 @@ async fn the_operator_ends_before_and_after_every_effect() -> Result<()> {
 
     let all = points::<Effect>();
     let armed = Armed::new(all.clone());
+    let ends = Fault::strikes("the operator ends before or after one of its side effects").times(all.len());
     let outcome = while_it_ends(&site, &armed, life(&site, &tiny, &disk)).await;
     let left = armed.left();
     println!("{} of {} points passed", all.len() - left.len(), all.len());
@@ -63,6 +64,7 @@ async fn the_operator_ends_before_and_after_every_effect() -> Result<()> {
         expected.assert_is(found);
     }
     assert!(left.is_empty(), "not reached: {left:?}");
+    ends.survived();
     Ok(())
 }
 
@@ -87,6 +89,8 @@ async fn two_hundred_machines_leave_nothing() -> Result<()> {
 
     let all = points::<Effect>();
     let mut ended = 0;
+    let cycles = Fault::strikes("machines come and go, in the lives of half of them the operator ends");
+    let cycles = cycles.times(2 * CYCLES as usize);
     for cycle in 0..CYCLES {
         let by_chance = uuid::Uuid::new_v4().as_u128() % all.len() as u128;
         let point = all[by_chance as usize].clone();
@@ -118,6 +122,7 @@ async fn two_hundred_machines_leave_nothing() -> Result<()> {
     assert_eq!(self::taps()?, taps);
     let now = libvirtd_files()?;
     assert!(now <= files + 4, "libvirtd had {files} files open, and has {now}");
+    cycles.survived();
     Ok(())
 }
 

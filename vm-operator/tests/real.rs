@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use edge_api::bundle::{ANNOTATION_VIRTUAL_SIZE, VM_DISK_QCOW2, VM_INITRD, VM_KERNEL};
 use edge_api::virtual_machine::{GuestAddress, Phase};
 use edge_api::{Appliance, VirtualMachine, VirtualMachineImage, condition};
+use edge_tests::Fault;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use support::{LONG, SHORT, Site, TIMES};
@@ -193,25 +194,33 @@ async fn what_is_taken_away() -> Result<()> {
     let libvirt = support::libvirt()?;
 
     let run = libvirt.lookup_domain_by_uuid(id)?.id();
+    let fault = Fault::strikes("a guest is cut off");
     libvirt.lookup_domain_by_uuid(id)?.destroy()?;
     site.see("the domain started again", |l| Ok(l.lookup_domain_by_uuid(id)?.id().is_some_and(|now| Some(now) != run)))
         .await?;
+    fault.survived();
 
     // The definition of a running guest returns without a restart.
     let run = libvirt.lookup_domain_by_uuid(id)?.id();
+    let fault = Fault::strikes("the definition of a guest that runs is removed");
     libvirt.lookup_domain_by_uuid(id)?.undefine()?;
     site.see("the definition back", |l| Ok(l.lookup_domain_by_uuid(id)?.is_persistent()?)).await?;
     assert_eq!(libvirt.lookup_domain_by_uuid(id)?.id(), run);
+    fault.survived();
 
     // A network that is stopped is started.
     let network = libvirt.lookup_network_by_name("optest2-lan")?;
+    let fault = Fault::strikes("a network is stopped");
     network.destroy()?;
     site.see("the network started again", |l| Ok(l.lookup_network_by_name("optest2-lan")?.is_active()?)).await?;
+
+    fault.survived();
 
     // A lost disk is reported and not replaced, whoever asks.
     site.edit::<VirtualMachine>("one", json!({ "powerState": "Stopped" })).await?;
     site.wait_reason("one", "Stopped", LONG).await?;
     let root = site.dir.join(format!("pool/pcg-{id}-root"));
+    let fault = Fault::strikes("a disk is lost, which is told, and comes back");
     std::fs::rename(&root, site.dir.join("aside"))?;
     site.edit::<VirtualMachine>("one", json!({ "powerState": "Running" })).await?;
     site.wait_reason("one", "DiskLost", SHORT).await?;
@@ -227,6 +236,7 @@ async fn what_is_taken_away() -> Result<()> {
     std::fs::rename(site.dir.join("aside"), &root)?;
     site.edit::<VirtualMachine>("one", json!({ "vcpus": 1 })).await?;
     site.ready_vm("one").await?;
+    fault.survived();
     Ok(())
 }
 
@@ -383,6 +393,7 @@ async fn a_lost_connection() -> Result<()> {
     let libvirt = support::libvirt()?;
     let run = libvirt.lookup_domain_by_uuid(id)?.id();
 
+    let fault = Fault::strikes("the connection to libvirt is lost");
     relay.close();
     let lost = |c: &[edge_api::Condition]| condition::find(c, "Connected").is_some_and(|c| c.reason == "NotConnected");
     site.wait::<Appliance>("local", "NotConnected", lost, LONG).await?;
@@ -398,6 +409,7 @@ async fn a_lost_connection() -> Result<()> {
     libvirt.lookup_domain_by_uuid(id)?.destroy()?;
     site.see("the domain started again", |l| Ok(l.lookup_domain_by_uuid(id)?.id().is_some_and(|now| Some(now) != run)))
         .await?;
+    fault.survived();
     Ok(())
 }
 
@@ -425,6 +437,7 @@ async fn away(number: u8, outage: Duration) -> Result<()> {
     let run = |id| anyhow::Ok(libvirt.lookup_domain_by_uuid(id)?.id());
     let (of_one, of_other) = (run(one)?, run(other)?);
 
+    let fault = Fault::strikes(format!("the API server hangs for {} s", outage.as_secs()));
     site.plane.hang(true)?;
     libvirt.lookup_domain_by_uuid(other)?.destroy()?;
     tokio::time::sleep(outage).await;
@@ -441,5 +454,6 @@ async fn away(number: u8, outage: Duration) -> Result<()> {
     site.delete::<VirtualMachine>("other").await?;
     site.gone::<VirtualMachine>("other").await?;
     assert_eq!(run(one)?, of_one);
+    fault.survived();
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use edge_api::bundle::{VM_INITRD, VM_KERNEL};
 use edge_api::{VirtualMachine, VirtualMachineImage, condition};
 use edge_tests::wait::Seen;
-use edge_tests::{SmallDisk, eventually};
+use edge_tests::{Fault, SmallDisk, eventually};
 use serde_json::json;
 use support::guests::{said, start};
 use support::registry::digest;
@@ -35,6 +35,7 @@ async fn a_full_pool() -> Result<()> {
 
 async fn an_image(site: &Site, disk: &SmallDisk) -> Result<()> {
     disk.leave(10 * MIB)?;
+    let fault = Fault::strikes("an image does not fit into its pool");
     let layers = [(VM_KERNEL, vec![1_u8; 4 << 20], json!({})), (VM_INITRD, vec![2_u8; 20 << 20], json!({}))];
     let artifact = site.registry.push("test/large", &layers).await?;
     site.create::<VirtualMachineImage>("large", json!({ "appliance": "local", "artifact": artifact })).await?;
@@ -43,12 +44,14 @@ async fn an_image(site: &Site, disk: &SmallDisk) -> Result<()> {
     assert!(site.volumes()?.iter().all(|volume| volume.starts_with('.')), "nothing is left of it");
     disk.leave(256 * MIB)?;
     site.wait::<VirtualMachineImage>("large", "Ready", |c| condition::is_true(c, "Ready"), LONG).await?;
+    fault.survived();
     site.delete::<VirtualMachineImage>("large").await?;
     site.gone::<VirtualMachineImage>("large").await
 }
 
 async fn a_new_machine(site: &Site, disk: &SmallDisk) -> Result<()> {
     disk.leave(0)?;
+    let fault = Fault::strikes("a new machine finds its pool full");
     let volumes = site.volumes()?;
     let spec = json!({ "rootDisk": { "pool": "default", "sizeGiB": 1 },
                        "dataDisks": [{ "name": "logs", "pool": "default", "sizeGiB": 2 }] });
@@ -58,6 +61,7 @@ async fn a_new_machine(site: &Site, disk: &SmallDisk) -> Result<()> {
     assert_eq!(site.volumes()?, volumes, "no half volume");
     disk.leave(256 * MIB)?;
     site.ready_vm("one").await?;
+    fault.survived();
     site.delete::<VirtualMachine>("one").await?;
     site.gone::<VirtualMachine>("one").await
 }
@@ -69,6 +73,7 @@ async fn a_guest_that_writes(site: &Site, disk: &SmallDisk) -> Result<()> {
     let domain = libvirt.lookup_domain_by_uuid(id)?;
     let run = domain.id();
     disk.leave(10 * MIB)?;
+    let fault = Fault::strikes("a pool becomes full under a guest that writes");
     // What it reads back at the end is not from its memory.
     let script = "yes 0123456789abcde | dd of=/dev/vda bs=1M count=40 iflag=fullblock conv=fsync 2>&1 && \
                   echo 3 > /proc/sys/vm/drop_caches && dd if=/dev/vda bs=1M count=40 2>/dev/null | sha256sum";
@@ -100,6 +105,7 @@ async fn a_guest_that_writes(site: &Site, disk: &SmallDisk) -> Result<()> {
     let expected = digest("0123456789abcde\n".repeat(40 << 16).as_bytes()).replace("sha256:", "");
     assert!(written.contains(&expected), "every byte is there");
     assert_eq!(libvirt.lookup_domain_by_uuid(id)?.id(), run, "the same run");
+    fault.survived();
     paused_by_hand(site, id).await
 }
 

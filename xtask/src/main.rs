@@ -16,6 +16,7 @@ mod ci;
 mod clusters;
 mod command;
 mod down;
+mod faults;
 mod follow;
 mod fuzz;
 mod host;

@@ -8,7 +8,7 @@ use crate::command::{output, run as show};
 use crate::host::Host;
 use crate::services::Hold;
 use crate::table::Table;
-use crate::{build, fuzz, up, workspace};
+use crate::{build, faults, fuzz, up, workspace};
 
 /// How much to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -54,9 +54,12 @@ pub fn parts(scope: &Scope, table: &mut Table) -> Result<()> {
         Scope::Long => (vec![Suite::Crates, Suite::EndToEnd], fuzz::targets("")?),
         Scope::Named(name) => table.part("looking for the name", || ready.all_with(name))?,
     };
+    let mut outcome = Ok(());
     for suite in suites {
-        table.part(suite.title(), || show(ready.tests(suite).args(scope.arguments())))?;
+        outcome = outcome.and_then(|()| table.part(suite.title(), || show(ready.tests(suite).args(scope.arguments()))));
     }
+    // Also where a test failed: that is when it is read.
+    outcome.and(faults::end(&ready.ledger, *scope == Scope::Long))?;
     if targets.is_empty() { Ok(()) } else { fuzz::run(&targets, table) }
 }
 
@@ -81,6 +84,7 @@ struct Ready {
     bin: PathBuf,
     bundle: PathBuf,
     programs: PathBuf,
+    ledger: PathBuf,
     _services: Hold,
 }
 
@@ -91,6 +95,7 @@ impl Ready {
             .env("PCG_EDGE_BIN", &self.bin)
             .env("PCG_EDGE_BUNDLE", &self.bundle)
             .env("PCG_EDGE_PROGRAMS", &self.programs)
+            .env("PCG_EDGE_FAULTS", &self.ledger)
             // An error says by its context where it is from; the frames below a test would only bury it.
             .env("RUST_LIB_BACKTRACE", "0");
         if let Ok(xtask) = std::env::current_exe() {
@@ -137,5 +142,5 @@ fn prepare() -> Result<Ready> {
     let programs = build::artifact(&bin, &["programs"], false)?;
     drop(host);
     let services = services.ok_or_else(|| anyhow::anyhow!("services are not held"))?;
-    Ok(Ready { bin, bundle, programs, _services: services })
+    Ok(Ready { bin, bundle, programs, ledger: faults::begin()?, _services: services })
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use edge_api::agent::{Phase, StepState, UpgradeState};
 use edge_api::bundle::{ArtifactKind, INDEX_FILE, Index};
+use edge_tests::Fault;
 use edge_tests::inventory::run;
 use edge_tests::wait::{Seen, eventually};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -31,10 +32,12 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
     variant(Path::new(&given), &better, |index| BETTER.clone_into(&mut index.version))?;
     phase("another bundle, while machines run on", async {
         let node = node(appliance)?;
+        let fault = Fault::strikes("an appliance gets another bundle");
         upgrade(appliance, &better, &[]).await?;
         anyhow::ensure!(self::node(appliance)? != node, "the node is the same");
         is(appliance, UpgradeState::Done, BETTER).await?;
         anyhow::ensure!(appliance.processes()? == processes, "{:?}, they were {processes:?}", appliance.processes()?);
+        fault.survived();
         Ok(())
     })
     .await?;
@@ -64,6 +67,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
             })
             .await
         };
+        let fault = Fault::strikes("an appliance gets a bundle that does not become ready");
         let (returned, made) = tokio::join!(upgrade(appliance, &worse, &["--deadline", DEADLINE]), meanwhile);
         made?;
         let why = returned.err().context("it counts as done")?.to_string();
@@ -78,6 +82,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         anyhow::ensure!(notes.get_opt("before").await?.is_some(), "what was there before is gone");
         anyhow::ensure!(notes.get_opt("meanwhile").await?.is_none(), "the data are those of the new bundle");
         anyhow::ensure!(appliance.processes()? == processes, "{:?}, they were {processes:?}", appliance.processes()?);
+        fault.survived();
         Ok(())
     })
     .await

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context, Result};
 use edge_api::{Appliance as ApplianceObject, names};
+use edge_tests::Fault;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
@@ -40,6 +41,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         appliance.status().await.map(drop)
     })
     .await?;
+    let fault = Fault::strikes("an appliance is removed, and its backup given back");
     phase("reset", async { edgectl(appliance, &["reset", "--yes"]).await.map(drop) }).await?;
     phase("restore", async {
         println!("    {}", edgectl(appliance, &["restore", path]).await?.trim());
@@ -55,6 +57,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
     for gone in ["etcd/backup.db", "etcd/restored", "restore"] {
         anyhow::ensure!(!appliance.root.join(gone).exists(), "{gone} is left");
     }
+    fault.survived();
     Ok(())
 }
 

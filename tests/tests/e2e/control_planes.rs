@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
+use edge_tests::Fault;
 use edge_tests::wait::{Seen, eventually};
 
 use crate::appliance::Appliance;
@@ -16,6 +17,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
     let workload = workload::client(appliance).await?;
     let first = machines(appliance)?;
     phase("three control planes", async {
+        let fault = Fault::strikes("a control plane of one becomes one of three");
         let scale = async {
             appliance.edgectl(&["cluster", "scale", NAME, "--control-plane", "3", "--wait"]).await?;
             Ok(())
@@ -25,6 +27,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         workload::nodes_ready(&workload, 3).await?;
         let now = machines(appliance)?;
         anyhow::ensure!(now.len() == 3 && now.is_superset(&first), "{first:?}, then {now:?}");
+        fault.survived();
         Ok(())
     })
     .await?;
@@ -33,6 +36,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         // The first one: it has the virtual address and etcd's leader, as nothing took them from it.
         let lost = first.first().context("no control plane")?;
         guest::must(lost, "systemctl", &["disable", "--now", "kubelet"]).await?;
+        let fault = Fault::strikes("a control plane of three loses a machine");
         let heal = async {
             eventually("another machine in its place", PATIENCE, || async {
                 let now = machines(appliance)?;
@@ -45,7 +49,9 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         answers.print();
         let now = machines(appliance)?;
         anyhow::ensure!(now.intersection(&before).count() == 2, "{before:?}, then {now:?}");
-        workload::nodes_ready(&workload, 3).await
+        workload::nodes_ready(&workload, 3).await?;
+        fault.survived();
+        Ok(())
     })
     .await
 }

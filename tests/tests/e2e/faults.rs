@@ -2,7 +2,7 @@
 //! cluster that answered on where its guests lived on.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edge_api::agent::Phase;
@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::appliance::Appliance;
+use crate::phase;
 use crate::requests::{self, Answers};
 use crate::workload::{self, NAME};
 
@@ -101,35 +102,19 @@ fn destroy(domain: &str) -> Result<()> {
     virsh(&["destroy", domain]).map(drop)
 }
 
-/// One after the other, on an appliance with a cluster of one node; prints what became of each.
+/// One after the other, on an appliance with a cluster of one node. After one that is not survived the rest would only
+/// show the same.
 pub async fn are_survived(appliance: &Appliance) -> Result<()> {
-    let mut failed = Vec::new();
-    let mut lines = Vec::new();
     for fault in Fault::ALL {
-        println!("--- {}", fault.words());
-        let begun = Instant::now();
-        let outcome = Box::pin(survive(appliance, fault)).await;
-        let seconds = begun.elapsed().as_secs_f64();
-        let line = match &outcome {
-            Ok(answers) => {
-                let outage = answers.longest_outage.as_secs_f64();
-                format!(
-                    "{:55} survived 1 of 1, ready after {seconds:6.1} s, workload silent for {outage:5.1} s",
-                    fault.words()
-                )
-            }
-            Err(error) => format!("{:55} survived 0 of 1: {error:#}", fault.words()),
-        };
-        println!("    {line}");
-        lines.push(line);
-        if outcome.is_err() {
-            failed.push(fault);
-            // What follows would only show the same.
-            break;
-        }
+        phase(fault.words(), async {
+            let struck = edge_tests::Fault::strikes(fault.words());
+            let answers = Box::pin(survive(appliance, fault)).await?;
+            struck.survived();
+            answers.print();
+            Ok(())
+        })
+        .await?;
     }
-    println!("    {}", lines.join("\n    "));
-    anyhow::ensure!(failed.is_empty(), "not survived: {failed:?}");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use edge_api::agent::StepState;
+use edge_tests::Fault;
 use edge_tests::inventory::run;
 use edge_tests::wait::{Seen, eventually};
 use nix::sys::signal::{Signal, kill};
@@ -18,12 +19,14 @@ use crate::appliance::Appliance;
 pub async fn up_through_kills(appliance: &Appliance) -> Result<()> {
     // The first run dies with the agent, and says so.
     let mut first = appliance.up()?.stderr(std::process::Stdio::piped()).spawn()?;
+    let agent = Fault::strikes("the agent ends while it makes the system cluster");
     kill_agent_in(appliance, "system-cluster").await?;
     let output = first_output(&mut first).await?;
     anyhow::ensure!(output.contains("edge-agent ended"), "up did not say that the agent ended:\n{output}");
     println!("    agent killed while it made the cluster");
 
     let kills = AtomicU32::new(0);
+    let operator = Fault::strikes("the operator ends while it makes machines");
     let killing = async {
         loop {
             if let Err(error) = kill_operator_at_work(appliance, &kills).await {
@@ -42,6 +45,8 @@ pub async fn up_through_kills(appliance: &Appliance) -> Result<()> {
     }
     let kills = kills.load(Ordering::Relaxed);
     anyhow::ensure!(kills > 0, "the operator was never seen at work, so it was not killed");
+    agent.survived();
+    operator.times(kills as usize).survived();
     println!("    operator killed {kills} times while it made machines");
     Ok(())
 }

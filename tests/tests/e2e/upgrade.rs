@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use edge_api::condition;
 use edge_image::pins::{CURRENT, PREVIOUS};
+use edge_tests::Fault;
 use edge_tests::wait::{Seen, eventually};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Node;
@@ -27,6 +28,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
     let workload = workload::client(appliance).await?;
     has_version(&workload, PREVIOUS.version()).await?;
     let before = appliance.running(NAME)?;
+    let fault = Fault::strikes("a cluster goes to the next Kubernetes minor");
     phase("the next minor", async {
         let version = CURRENT.version().trim_start_matches('v');
         let upgrade = async {
@@ -46,6 +48,7 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         let status = appliance.clusters().await?.get(NAME).await?.status.context("no status")?;
         anyhow::ensure!(condition::is_true(&status.conditions, "Ready"), "{:?}", status.conditions);
         anyhow::ensure!(status.version.as_deref() == Some(CURRENT.version()), "{:?}", status.version);
+        fault.survived();
         Ok(())
     })
     .await

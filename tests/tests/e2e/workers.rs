@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use edge_api::condition;
 use edge_api::edge_cluster::{ClusterPhase, Rollout};
+use edge_tests::Fault;
 use edge_tests::wait::{Seen, eventually};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -44,7 +45,10 @@ pub async fn play(appliance: &Appliance) -> Result<()> {
         let lost = before.first().context("no worker")?;
         // Its domain would only be started again: what is lost here is the node.
         guest::must(lost, "systemctl", &["disable", "--now", "kubelet"]).await?;
-        settled(appliance, &before, || Ok(())).await
+        let fault = Fault::strikes("a worker of a workload cluster is lost");
+        settled(appliance, &before, || Ok(())).await?;
+        fault.survived();
+        Ok(())
     })
     .await
 }
