@@ -39,7 +39,8 @@ impl Drop for Fault {
     fn drop(&mut self) {
         let Some(ledger) = std::env::var_os(LEDGER) else { return };
         let survived = if self.survived { self.tried } else { 0 };
-        let seconds = if self.tried == 1 { format!("{:.1}", self.begun.elapsed().as_secs_f64()) } else { String::new() };
+        let seconds =
+            if self.tried == 1 { format!("{:.1}", self.begun.elapsed().as_secs_f64()) } else { String::new() };
         let line = format!("{}\t{}\t{survived}\t{seconds}\n", self.name, self.tried);
         // One write: other tests append at the same time.
         let file = OpenOptions::new().create(true).append(true).open(&ledger);

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn the_first_table_is_what_is_promised() {
-        let document = "# Title\n\n| fault | tried |\n|---|---|\n| a | 1 |\n| b, and c | 2 |\n\n| other |\n|---|\n| d |\n";
+        let document =
+            "# Title\n\n| fault | tried |\n|---|---|\n| a | 1 |\n| b, and c | 2 |\n\n| other |\n|---|\n| d |\n";
         assert_eq!(promised(document), ["a", "b, and c"]);
         let ours = fs::read_to_string(workspace::root().join(DOCUMENT)).unwrap();
         assert!(promised(&ours).len() > 10, "{:?}", promised(&ours));
