@@ -4,6 +4,8 @@
 //! the points from the same list ([`points`]), and starts the program with those it wants in [`VARIABLE`]: at the first
 //! of them the program writes its name to standard error and is gone. Release builds have no points.
 
+pub mod api;
+
 use std::fmt;
 use std::io::Write as _;
 use std::str::FromStr;

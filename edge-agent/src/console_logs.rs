@@ -7,6 +7,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::effects::Effect;
+
 const KEPT: Duration = Duration::from_hours(7 * 24);
 
 /// Removes the old logs of machines that are none of these; returns their names. Where no machine is known at all, none
@@ -27,7 +29,7 @@ pub fn prune(folder: &Path, machines: &BTreeSet<String>, now: SystemTime) -> io:
         let is_log = rotation.is_empty() || rotation.strip_prefix('.').is_some_and(|n| n.parse::<u32>().is_ok());
         let old = now.duration_since(entry.metadata()?.modified()?).is_ok_and(|age| age > KEPT);
         if is_log && old && !machines.contains(machine) {
-            fs::remove_file(entry.path())?;
+            Effect::RemoveFile.around(|| fs::remove_file(entry.path()))?;
             removed.push(name);
         }
     }

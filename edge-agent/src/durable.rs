@@ -10,6 +10,8 @@ use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::effects::Effect;
+
 /// A file or folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,7 +65,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = (|| {
+    let written = Effect::WriteFile.around(|| {
         remove_torn(folder, &name)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         // The mode above is masked by the umask.
@@ -72,7 +74,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(folder)?.sync_all()
-    })();
+    });
     written.map_err(|source| {
         let _ = fs::remove_file(&temporary);
         if source.kind() != io::ErrorKind::StorageFull {
@@ -151,7 +153,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 
 /// Makes a folder and its parents, and gives the folder itself `mode`.
 pub fn ensure_folder(path: &Path, mode: u32) -> Result<(), Error> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io("make folder", path))?;
+    if path.is_dir() {
+        return set_mode(path, mode);
+    }
+    let made = Effect::MakeFolder.around(|| fs::DirBuilder::new().recursive(true).mode(0o755).create(path));
+    made.map_err(io("make folder", path))?;
+    set_mode(path, mode)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
     let metadata = fs::metadata(path).map_err(io("look at", path))?;
     if metadata.permissions().mode() & 0o7777 != mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io("set the mode of", path))?;
@@ -173,12 +183,13 @@ pub fn only_files(folder: &Path, files: &BTreeMap<String, String>, mode: u32) ->
 /// Gives a file or folder, whose content is on the disk, another path on the same file system.
 pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     let folder = to.parent().unwrap_or(Path::new("/"));
-    fs::rename(from, to).and_then(|()| File::open(folder)?.sync_all()).map_err(io("write", to))
+    let renamed = Effect::RenamePath.around(|| fs::rename(from, to).and_then(|()| File::open(folder)?.sync_all()));
+    renamed.map_err(io("write", to))
 }
 
 /// Removes a file; not there is done.
 pub fn remove_file(path: &Path) -> Result<bool, Error> {
-    match fs::remove_file(path) {
+    match Effect::RemoveFile.around(|| fs::remove_file(path)) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io("remove", path)(e)),
@@ -187,7 +198,7 @@ pub fn remove_file(path: &Path) -> Result<bool, Error> {
 
 /// Removes a folder with all that is in it; not there is done.
 pub fn remove_folder(path: &Path) -> Result<bool, Error> {
-    match fs::remove_dir_all(path) {
+    match Effect::RemoveFolder.around(|| fs::remove_dir_all(path)) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io("remove", path)(e)),

@@ -12,6 +12,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod dirwatch;
 pub mod durable;
+pub mod effects;
 pub mod engine;
 pub mod image_load;
 pub mod journal;

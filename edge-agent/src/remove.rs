@@ -136,17 +136,19 @@ async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec
     }
 }
 
-/// The tree of the agent, and nothing that somebody else put below the root, except in the folders that are ours.
+/// The tree of the agent, and nothing that somebody else put below the root, except in the folders that are ours. The
+/// state goes last: by it the next try knows that there is something to remove.
 fn remove_root(paths: &Paths) -> Result<(), Error> {
     for folder in [
         "audit", "bundles", "ca", "certs.d", "console", "etcd", "kube", "node", "pki", "pools", "profiles", "registry",
-        "restore", "conf", "state", "run",
+        "restore", "conf", "run",
     ] {
         durable::remove_folder(&paths.join(folder))?;
     }
     for file in ["edge.log", "edge.log.1"] {
         durable::remove_file(&paths.join(file))?;
     }
+    durable::remove_folder(&paths.join("state"))?;
     let root = paths.root();
     match std::fs::remove_dir(root) {
         Ok(()) => say(&format!("removed {}", root.display())),

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::durable;
+use crate::effects;
 use crate::engine::Failure;
 use crate::paths::Paths;
 use crate::ports::docker::Docker;
@@ -179,7 +180,7 @@ async fn client_from(kubeconfig: &[u8]) -> Result<kube::Client, Failure> {
         .map_err(|e| Failure::of(&e))?;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.proxy_url = None;
-    kube::Client::try_from(config).map_err(|e| Failure::of(&e))
+    effects::client(config).map_err(|e| Failure::of(&e))
 }
 
 #[cfg(test)]

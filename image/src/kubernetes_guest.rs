@@ -60,10 +60,11 @@ const FILES: &[(&str, &str)] = &[
     ("etc/systemd/system/node-setup.service", include_str!("../files/kubernetes-guest/node-setup.service")),
     ("etc/systemd/system/kubelet.service.d/10-kubeadm.conf", include_str!("../files/kubernetes-guest/10-kubeadm.conf")),
 ];
-/// Programs: what keepalived asks, which address is the node's, and what is done with the disk of the appliance (labelled
-/// `PCGNODE`).
+/// Programs: what keepalived asks, what carries a control plane's join on (the cluster class names it), which address is
+/// the node's, and what is done with the disk of the appliance (labelled `PCGNODE`).
 const PROGRAMS: &[(&str, &str)] = &[
     ("usr/local/bin/pcg-check-apiserver", include_str!("../files/kubernetes-guest/check-apiserver")),
+    ("usr/local/lib/pcg-edge/finish-join", include_str!("../files/kubernetes-guest/finish-join")),
     ("usr/local/lib/pcg-edge/node-address", include_str!("../files/kubernetes-guest/node-address")),
     ("usr/local/lib/pcg-edge/node-setup", include_str!("../files/kubernetes-guest/node-setup")),
 ];

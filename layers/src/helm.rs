@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crash_points::around_async;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -12,6 +13,15 @@ use tokio::process::Command;
 const SHOWN: usize = 4096;
 /// Time beyond Helm's own deadline before it is killed.
 const GRACE: Duration = Duration::from_secs(30);
+
+crash_points::effects! {
+    /// What Helm changes; objects are written by the client that a pass is given.
+    #[allow(missing_docs, reason = "the names say it")]
+    pub enum Effect {
+        UpgradeRelease = "upgrade-release",
+        UninstallRelease = "uninstall-release",
+    }
+}
 
 /// Helm, and the cluster it works on.
 #[derive(Clone, Debug)]
@@ -82,7 +92,9 @@ impl Helm {
         // Values may hold credentials: an argument list can be read by everybody, a pipe by nobody.
         command.args(["--values", "-"]);
         let input = values.to_string();
-        self.run(command, &format!("upgrade of release {release}"), Some(input), *timeout + GRACE).await
+        let action = format!("upgrade of release {release}");
+        let upgrade = self.run(command, &action, Some(input), *timeout + GRACE);
+        around_async(Effect::UpgradeRelease, upgrade).await
     }
 
     /// Uninstalls a release; one that is not there is fine.
@@ -98,7 +110,9 @@ impl Helm {
             "--timeout",
             &timeout_text,
         ]);
-        self.run(command, &format!("removal of release {release}"), None, timeout + GRACE).await
+        let action = format!("removal of release {release}");
+        let uninstall = self.run(command, &action, None, timeout + GRACE);
+        around_async(Effect::UninstallRelease, uninstall).await
     }
 
     async fn run(

@@ -36,7 +36,7 @@ use crate::inventory::{Inventory, Key};
 
 pub use crate::error::{Error, Failure, chain};
 pub use crate::health::{Health, health};
-pub use crate::helm::{Helm, HelmError};
+pub use crate::helm::{Effect, Helm, HelmError};
 
 /// Field manager of everything that is written here.
 pub const FIELD_MANAGER: &str = "pcg-edge";

@@ -1,10 +1,11 @@
 //! What tests of several rooms share: a real Kubernetes API, waiting for states, reading the audit log, a disk that is
-//! full, taking stock of a host, and the ledger of faults.
+//! full, a program that ends at every point, taking stock of a host, and the ledger of faults.
 //!
 //! Depends on the types of `edge-api` only, so that every other crate can use it as a development dependency.
 
 pub mod audit;
 pub mod control_plane;
+pub mod crashes;
 pub mod faults;
 pub mod inventory;
 pub mod small_disk;

@@ -3,18 +3,13 @@
 //! Those on libvirt are named where they are carried out (`libvirt/adapter.rs`), those on the API server by their
 //! request: [`client`] is the only way to it, and in debug builds it ends the process at a write that is not listed.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use crash_points::Effects as _;
-use http::{Method, Request};
-use kube::client::{Body, ClientBuilder};
+use http::Method;
 use kube::{Client, Config};
-use tower::Service;
-use tower::layer::layer_fn;
 
 crash_points::effects! {
-    /// A side effect. Those on the API server are named verb and resource.
+    /// A side effect. Those on the API server are named verb and resource; those on the API server of a workload
+    /// cluster, whose layers bring anything, by their verb.
     #[allow(missing_docs, reason = "the names say it")]
     pub enum Effect {
         DefineNetwork = "define-network",
@@ -78,6 +73,10 @@ crash_points::effects! {
         PatchAddress = "patch-ipaddresses",
         DeleteAddress = "delete-ipaddresses",
         CreateEvent = "create-events",
+
+        CreateInCluster = "create-in-cluster",
+        PatchInCluster = "patch-in-cluster",
+        DeleteInCluster = "delete-in-cluster",
     }
 }
 
@@ -99,6 +98,20 @@ impl Effect {
         let name = format!("{verb}-{}", resource(path).unwrap_or(path.to_owned()));
         Self::ALL.iter().find(|effect| effect.name() == name).map(|effect| Some(*effect)).ok_or(name)
     }
+
+    /// What a request to the API server of a workload cluster does; `None` where it only reads.
+    ///
+    /// # Errors
+    /// A write that is not in the list, by its name.
+    pub fn in_cluster(method: &Method, _path: &str) -> Result<Option<Self>, String> {
+        match *method {
+            Method::GET => Ok(None),
+            Method::POST => Ok(Some(Self::CreateInCluster)),
+            Method::PATCH => Ok(Some(Self::PatchInCluster)),
+            Method::DELETE => Ok(Some(Self::DeleteInCluster)),
+            _ => Err(format!("{method}-in-cluster")),
+        }
+    }
 }
 
 /// Of `/api/v1/…` or `/apis/GROUP/VERSION/…` the resource, with its subresource.
@@ -114,51 +127,12 @@ fn resource(path: &str) -> Option<String> {
     }
 }
 
-/// A client whose writes are named effects; in release builds, which have no points, an ordinary one.
+/// A client whose writes are named effects.
 ///
 /// # Errors
 /// As of [`Client::try_from`].
 pub fn client(config: Config) -> kube::Result<Client> {
-    if !cfg!(debug_assertions) {
-        return Client::try_from(config);
-    }
-    let builder = ClientBuilder::try_from(config)?;
-    Ok(builder.with_layer(&layer_fn(Named)).build())
-}
-
-/// Lets every write pass its points.
-#[derive(Clone)]
-struct Named<S>(S);
-
-impl<S> Service<Request<Body>> for Named<S>
-where
-    S: Service<Request<Body>>,
-    S::Future: Send + 'static,
-    S::Response: 'static,
-    S::Error: 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let effect = Effect::of(request.method(), request.uri().path());
-        let answer = self.0.call(request);
-        Box::pin(async move {
-            match effect {
-                Ok(None) => answer.await,
-                Ok(Some(effect)) => crash_points::around_async(effect, answer).await,
-                Err(name) => {
-                    crash_points::unlisted(&name);
-                    answer.await
-                }
-            }
-        })
-    }
+    crash_points::api::client(config, Effect::of)
 }
 
 #[cfg(test)]

@@ -10,23 +10,24 @@ use base64::prelude::BASE64_STANDARD;
 use crash_points::points;
 use edge_api::cluster_api::{ANNOTATION_REMEDIATE, LABEL_CLUSTER};
 use edge_api::edge_cluster::ClusterPhase;
-use edge_api::names::{ANNOTATION_DIGEST, ANNOTATION_FORCE_DELETE, FINALIZER};
+use edge_api::names::{ANNOTATION_DIGEST, ANNOTATION_FORCE_DELETE, FINALIZER, LABEL_LAYER};
 use edge_api::{
     Appliance, ClusterProfile, Condition, EdgeCluster, IPPool, LibvirtCluster, LibvirtMachine, VirtualMachine,
     VirtualMachineImage, condition,
 };
+use edge_tests::crashes::Armed;
 use edge_tests::wait::Seen;
-use edge_tests::{Fault, SmallDisk, eventually};
-use k8s_openapi::api::core::v1::Secret;
+use edge_tests::{ControlPlane, Fault, SmallDisk, eventually};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
-use kube::{Resource, ResourceExt as _};
+use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use support::guests::{fail_bootstrap, make, said, start};
 use support::objects::{create, subnet};
-use support::process::{Armed, while_it_ends};
+use support::process::while_it_ends;
 use support::{LONG, Site};
 use virt::sys;
 use vm_operator::cluster_api::upstream::{Cluster, IPAddress, IPAddressClaim, Machine};
@@ -284,10 +285,10 @@ async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
         { "name": "os", "kind": "OS", "os": { "image": IMAGE } },
         { "name": "kubernetes", "kind": "Kubernetes", "version": "1.36.3",
           "kubernetes": { "podCIDR": "10.244.0.0/16", "serviceCIDR": "10.96.0.0/12" } },
-        { "name": "network", "kind": "Network", "manifests": [{ "inline": "{}" }] },
-        { "name": "storage", "kind": "Storage", "manifests": [{ "inline": "{}" }] },
+        { "name": "network", "kind": "Network", "manifests": [{ "inline": config_map("one") }, { "inline": config_map("two") }] },
+        { "name": "storage", "kind": "Storage", "manifests": [{ "inline": config_map("three") }] },
     ] });
-    site.create::<ClusterProfile>("edge", profile).await?;
+    let mut profile = site.create::<ClusterProfile>("edge", profile).await?;
     let range = json!({ "start": format!("{net}.40"), "end": format!("{net}.49") });
     site.create::<IPPool>("services", json!({ "range": range, "prefix": 24 })).await?;
     let hardware = json!({ "vcpus": 2, "memoryMiB": 1800, "rootDiskGiB": 20 });
@@ -306,6 +307,7 @@ async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
     site.gone::<IPAddress>("shop-lb-1").await?;
     has_addresses(site, 1).await?;
     looks.push(Look::take(site, "it has one address less").await?);
+    Box::pin(layers(site, &mut profile)).await.context("layers")?;
 
     // As Cluster API holds it, with infrastructure that nobody takes apart.
     let held = json!({ "metadata": { "finalizers": ["cluster.cluster.x-k8s.io"] } });
@@ -332,6 +334,35 @@ async fn a_cluster(site: &Site) -> Result<Vec<Look>> {
     site.delete::<ClusterProfile>("edge").await?;
     looks.push(Look::take(site, "it is gone, by force").await?);
     Ok(looks)
+}
+
+/// Layers come to the cluster's API server, which another one plays, and one of their objects goes.
+async fn layers(site: &Site, profile: &mut ClusterProfile) -> Result<()> {
+    let workload = ControlPlane::start().await?;
+    let maps: Api<ConfigMap> = Api::default_namespaced(workload.client());
+    let are_there = async |wanted: &[&str]| {
+        eventually("the layers' objects", LONG, || async {
+            let found = maps.list(&ListParams::default().labels(LABEL_LAYER)).await?;
+            let names: Vec<_> = found.items.iter().map(ResourceExt::name_any).collect();
+            Ok::<_, kube::Error>(Seen::when(names == wanted, names))
+        })
+        .await
+    };
+    let kubeconfig = std::fs::read_to_string(workload.kubeconfig())?;
+    site.secret("shop-kubeconfig", &BTreeMap::from([("value".to_owned(), kubeconfig)])).await?;
+    let initialized = json!({ "status": { "initialization": { "controlPlaneInitialized": true } } });
+    site.api::<Cluster>().patch_status("shop", &PatchParams::default(), &Patch::Merge(&initialized)).await?;
+    are_there(&["one", "three", "two"]).await?;
+    profile.spec.layers[2].manifests.truncate(1);
+    site.edit::<ClusterProfile>("edge", json!({ "layers": profile.spec.layers })).await?;
+    are_there(&["one", "three"]).await?;
+    let not_yet = json!({ "status": { "initialization": { "controlPlaneInitialized": false } } });
+    site.api::<Cluster>().patch_status("shop", &PatchParams::default(), &Patch::Merge(&not_yet)).await?;
+    site.delete::<Secret>("shop-kubeconfig").await
+}
+
+fn config_map(name: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: default}}\n")
 }
 
 async fn has_addresses(site: &Site, count: usize) -> Result<()> {

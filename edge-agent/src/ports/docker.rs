@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tokio::process::ChildStdin;
 
 use super::process::{Error, Program};
+use crate::effects::Effect;
 
 /// Label on what this project makes, with the instance's name.
 pub const LABEL: &str = "pcg-edge.io/instance";
@@ -101,12 +102,13 @@ impl Docker {
         let subnet = format!("{subnet}/24");
         let gateway = format!("{a}.{b}.{c}.1");
         let args = ["network", "create", "--driver", "bridge", "--subnet", &subnet, "--gateway", &gateway];
-        self.command(args).args(["--label", &label, name]).run().await.map(drop)
+        self.command(args).args(["--label", &label, name]).effect(Effect::CreateDockerNetwork).run().await.map(drop)
     }
 
     /// Removes a network; tells whether there was one.
     pub async fn remove_network(&self, name: &str) -> Result<bool, Error> {
-        Ok(absent(self.command(["network", "rm", name]).run().await)?.is_some())
+        let program = self.command(["network", "rm", name]).effect(Effect::RemoveDockerNetwork);
+        Ok(absent(program.run().await)?.is_some())
     }
 
     /// ID of an image; `None` where there is no such image.
@@ -122,14 +124,10 @@ impl Docker {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Gives an image one more name.
-    pub async fn tag(&self, image: &str, reference: &str) -> Result<(), Error> {
-        self.command(["image", "tag", image, reference]).run().await.map(drop)
-    }
-
     /// Removes a name of an image, and the image with its last name; tells whether there was one.
     pub async fn remove_image(&self, reference: &str) -> Result<bool, Error> {
-        Ok(absent(self.command(["image", "rm", reference]).deadline(Duration::from_mins(2)).run().await)?.is_some())
+        let program = self.command(["image", "rm", reference]).effect(Effect::RemoveImage);
+        Ok(absent(program.deadline(Duration::from_mins(2)).run().await)?.is_some())
     }
 
     /// Removes an image by its ID where it has no name any more; tells whether it did.
@@ -146,7 +144,8 @@ impl Docker {
     where
         F: AsyncFnOnce(&mut ChildStdin) -> std::io::Result<()>,
     {
-        self.command(["load", "--quiet"]).deadline(Duration::from_mins(30)).run_with_input(write).await.map(drop)
+        let program = self.command(["load", "--quiet"]).effect(Effect::LoadImage);
+        program.deadline(Duration::from_mins(30)).run_with_input(write).await.map(drop)
     }
 
     /// A container; `None` where there is none of that name.
@@ -167,12 +166,13 @@ impl Docker {
 
     /// Starts a stopped container.
     pub async fn start(&self, name: &str) -> Result<(), Error> {
-        self.command(["container", "start", name]).deadline(Duration::from_mins(2)).run().await.map(drop)
+        let program = self.command(["container", "start", name]).effect(Effect::StartNode);
+        program.deadline(Duration::from_mins(2)).run().await.map(drop)
     }
 
     /// Runs a shell script in a container.
     pub async fn run_in(&self, name: &str, script: &str) -> Result<(), Error> {
-        let program = self.command(["container", "exec", name, "/bin/sh", "-c", script]);
+        let program = self.command(["container", "exec", name, "/bin/sh", "-c", script]).effect(Effect::RunInNode);
         program.deadline(Duration::from_mins(2)).run().await.map(drop)
     }
 
@@ -182,7 +182,7 @@ impl Docker {
         let volume = format!("{}:{}", mount.0, mount.1);
         let words = ["container", "run", "--rm", "--name", name, "--network", "none", "--volume", &volume];
         let command = self.command(words).args(["--entrypoint", program, image]).args(args);
-        command.deadline(Duration::from_mins(5)).run().await.map(drop)
+        command.effect(Effect::RunOnce).deadline(Duration::from_mins(5)).run().await.map(drop)
     }
 
     /// Last lines of what a container wrote.
@@ -193,22 +193,10 @@ impl Docker {
 
     /// Removes a container with its anonymous volumes; tells whether there was one.
     pub async fn remove_container(&self, name: &str) -> Result<bool, Error> {
-        let program = self.command(["container", "rm", "--force", "--volumes", name]);
+        let program = self.command(["container", "rm", "--force", "--volumes", name]).effect(Effect::RemoveContainer);
         let existed = self.container(name).await?.is_some();
         absent(program.deadline(Duration::from_mins(3)).run().await)?;
         Ok(existed)
-    }
-
-    /// Subnets of all networks with their names, for a check against overlaps.
-    pub async fn networks(&self) -> Result<Vec<(String, String)>, Error> {
-        let names = self.command(["network", "ls", "--format", "{{.Name}}"]).run().await?.stdout;
-        let mut all = Vec::new();
-        for name in names.lines() {
-            if let Some(subnets) = self.network_subnet(name).await? {
-                all.extend(subnets.split_whitespace().map(|s| (name.to_owned(), s.to_owned())));
-            }
-        }
-        Ok(all)
     }
 }
 

@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 
 use super::process::{Error, Program};
 use crate::bundle::sha256;
+use crate::effects::Effect;
 
 /// A network of guests behind the host.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -53,11 +54,12 @@ impl Firewall {
     pub async fn remove(&self) -> Result<bool, Error> {
         let was = self.table().await.is_some();
         if was {
-            Program::new("nft").args(["delete", "table", "inet", &self.name()]).run().await?;
+            let program = Program::new("nft").args(["delete", "table", "inet", &self.name()]);
+            program.effect(Effect::RemoveRules).run().await?;
         }
         let mut stale = false;
         for rule in self.docker_rules().await {
-            iptables(&["-D", "DOCKER-USER"], &rule).run().await?;
+            iptables(&["-D", "DOCKER-USER"], &rule).effect(Effect::RefuseDocker).run().await?;
             stale = true;
         }
         Ok(was || stale)
@@ -113,11 +115,11 @@ impl Firewall {
             .collect();
         let mut wrote = false;
         for stale in there.iter().filter(|rule| !wanted.contains(rule)) {
-            iptables(&["-D", "DOCKER-USER"], stale).run().await?;
+            iptables(&["-D", "DOCKER-USER"], stale).effect(Effect::RefuseDocker).run().await?;
             wrote = true;
         }
         for missing in wanted.iter().filter(|rule| !there.contains(rule)) {
-            iptables(&["-I", "DOCKER-USER"], missing).run().await?;
+            iptables(&["-I", "DOCKER-USER"], missing).effect(Effect::PassDocker).run().await?;
             wrote = true;
         }
         Ok(wrote)
@@ -152,7 +154,7 @@ fn mark(rules: &str) -> String {
 
 async fn load(rules: &str) -> Result<(), Error> {
     use tokio::io::AsyncWriteExt as _;
-    let nft = Program::new("nft").args(["-f", "-"]);
+    let nft = Program::new("nft").args(["-f", "-"]).effect(Effect::LoadRules);
     nft.run_with_input(async |stdin| stdin.write_all(rules.as_bytes()).await).await.map(drop)
 }
 

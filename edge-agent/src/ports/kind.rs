@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::process::{Error, Program};
+use crate::effects::Effect;
 
 /// The kind command of one instance.
 #[derive(Clone, Debug)]
@@ -39,7 +40,7 @@ impl Kind {
 
     /// Makes the cluster from a configuration file. A failed node stays for a look at it.
     pub async fn create(&self, config: &Path) -> Result<(), Error> {
-        let program = self.command(&["create", "cluster", "--retain", "--wait", "0s"]);
+        let program = self.command(&["create", "cluster", "--retain", "--wait", "0s"]).effect(Effect::CreateNode);
         program
             .args(["--config".as_ref(), config.as_os_str()])
             .args(["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()])
@@ -51,18 +52,7 @@ impl Kind {
 
     /// Writes the kubeconfig again.
     pub async fn export_kubeconfig(&self) -> Result<(), Error> {
-        let program = self.command(&["export", "kubeconfig"]);
+        let program = self.command(&["export", "kubeconfig"]).effect(Effect::ExportKubeconfig);
         program.args(["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()]).run().await.map(drop)
-    }
-
-    /// Removes the cluster's node, if there is one.
-    pub async fn delete(&self) -> Result<(), Error> {
-        let program = self.command(&["delete", "cluster"]);
-        program
-            .args(["--kubeconfig".as_ref(), self.kubeconfig.as_os_str()])
-            .deadline(Duration::from_mins(3))
-            .run()
-            .await
-            .map(drop)
     }
 }

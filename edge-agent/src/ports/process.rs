@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, Command};
 
+use crate::effects::Effect;
 use crate::redact::redact;
 
 /// Bytes of each output stream that are kept: the last ones.
@@ -78,6 +79,7 @@ pub struct Program {
     args: Vec<OsString>,
     env: Vec<(String, OsString)>,
     deadline: Duration,
+    effect: Option<Effect>,
 }
 
 /// What a program that succeeded wrote.
@@ -92,7 +94,8 @@ pub struct Output {
 impl Program {
     /// `path` with a deadline of 30 s.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned(), args: Vec::new(), env: Vec::new(), deadline: Duration::from_secs(30) }
+        let (path, deadline) = (path.as_ref().to_owned(), Duration::from_secs(30));
+        Self { path, args: Vec::new(), env: Vec::new(), deadline, effect: None }
     }
 
     /// Adds arguments. No secrets: arguments are public.
@@ -116,6 +119,13 @@ impl Program {
         self
     }
 
+    /// Names what it changes; without a name it only reads.
+    #[must_use]
+    pub fn effect(mut self, effect: Effect) -> Self {
+        self.effect = Some(effect);
+        self
+    }
+
     fn name(&self) -> String {
         let program = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned();
         let words = self.args.iter().take(3).map(|a| a.to_string_lossy());
@@ -129,6 +139,16 @@ impl Program {
 
     /// Runs it; `input` writes its standard input.
     pub async fn run_with_input<F>(&self, input: F) -> Result<Output, Error>
+    where
+        F: AsyncFnOnce(&mut ChildStdin) -> std::io::Result<()>,
+    {
+        match self.effect {
+            Some(effect) => effect.around_async(self.carry_out(input)).await,
+            None => self.carry_out(input).await,
+        }
+    }
+
+    async fn carry_out<F>(&self, input: F) -> Result<Output, Error>
     where
         F: AsyncFnOnce(&mut ChildStdin) -> std::io::Result<()>,
     {

@@ -22,6 +22,7 @@ use tokio_util::io::ReaderStream;
 use super::objects::{NAME, PUSH_PORT};
 use super::reference::Reference;
 use crate::bundle::{self, Manifest};
+use crate::effects::Effect;
 
 /// An upload did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +146,8 @@ impl Push {
             })
         });
         let body = BodyExt::boxed_unsync(StreamBody::new(stream.map_err(io::Error::from)));
-        self.expect(Method::PUT, &path, Some(("application/octet-stream", size)), body, StatusCode::CREATED).await?;
+        let put = self.expect(Method::PUT, &path, Some(("application/octet-stream", size)), body, StatusCode::CREATED);
+        Effect::PushBlob.around_async(put).await?;
         Ok(())
     }
 
@@ -160,7 +162,8 @@ impl Push {
         let path = format!("/v2/{repository}/manifests/{name}");
         let size = text.len() as u64;
         let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
-        self.expect(Method::PUT, &path, Some((media_type, size)), body, StatusCode::CREATED).await?;
+        let put = self.expect(Method::PUT, &path, Some((media_type, size)), body, StatusCode::CREATED);
+        Effect::PushManifest.around_async(put).await?;
         Ok(())
     }
 

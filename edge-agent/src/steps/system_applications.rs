@@ -14,6 +14,7 @@ use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc;
 use tracing::info;
 
+use crate::effects::Effect;
 use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::status::Board;
 use crate::world::World;
@@ -45,9 +46,9 @@ impl SystemApplications {
         let store = world.paths.join("profiles");
         let published = {
             let (archive, store) = (archive.clone(), store.clone());
-            tokio::task::spawn_blocking(move || edge_profiles::publish_archive(&archive, &store, &Limits::default()))
-                .await
-                .map_err(|e| Failure::of(&e))?
+            let publish = move || edge_profiles::publish_archive(&archive, &store, &Limits::default());
+            let published = tokio::task::spawn_blocking(|| Effect::PublishProfile.around(publish)).await;
+            published.map_err(|e| Failure::of(&e))?
         };
         let published = published.map_err(|e| {
             let hint = if e.is_no_space() {
@@ -98,7 +99,8 @@ impl SystemApplications {
             run.working("records what was done");
             info!(step = "system-applications", "wrote {}, removed {}", list(&report.written), list(&report.pruned));
         }
-        let removed = edge_profiles::keep_only(&store, published.digest).map_err(|e| Failure::of(&e))?;
+        let removed = Effect::PruneProfiles.around(|| edge_profiles::keep_only(&store, published.digest));
+        let removed = removed.map_err(|e| Failure::of(&e))?;
         for digest in removed {
             info!(step = "system-applications", "removed the earlier profile {digest}, which nothing uses any more");
         }

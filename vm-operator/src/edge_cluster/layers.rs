@@ -25,11 +25,13 @@ use kube::{Client, Config};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use crash_points::api::Points;
 use tower::timeout::TimeoutLayer;
 use tracing::Instrument as _;
 
 use super::artifact;
 use super::profile::ResolvedLayer;
+use crate::effects::Effect;
 use crate::errors::{chain, delay};
 use crate::image::registry::{self, Registry};
 
@@ -326,7 +328,7 @@ async fn client(kubeconfig: &[u8]) -> Result<Client, Error> {
     // The cluster is on a network of the appliance, whatever proxy this process has.
     config.proxy_url = None;
     let builder = ClientBuilder::try_from(config).map_err(Error::Client)?;
-    Ok(builder.with_layer(&TimeoutLayer::new(ANSWER)).build())
+    Ok(builder.with_layer(&TimeoutLayer::new(ANSWER)).with_layer(&Points(Effect::in_cluster)).build())
 }
 
 impl Shared {
