@@ -156,8 +156,8 @@ pub fn ensure_folder(path: &Path, mode: u32) -> Result<(), Error> {
     if path.is_dir() {
         return set_mode(path, mode);
     }
-    let made = Effect::MakeFolder.around(|| fs::DirBuilder::new().recursive(true).mode(0o755).create(path));
-    made.map_err(io("make folder", path))?;
+    let result = Effect::MakeFolder.around(|| fs::DirBuilder::new().recursive(true).mode(0o755).create(path));
+    result.map_err(io("make folder", path))?;
     set_mode(path, mode)
 }
 

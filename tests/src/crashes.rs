@@ -52,15 +52,14 @@ pub async fn while_it_ends<T>(
     let keep = async {
         loop {
             let status = once(program(), armed).await?;
-            anyhow::ensure!(ended(status), "the program ended by itself: {status}");
+            if !ended(status) {
+                return anyhow::Ok(status);
+            }
         }
     };
     tokio::select! {
         outcome = act => outcome,
-        ended = keep => match ended {
-            Err(error) => Err(error),
-            Ok(never) => match never {},
-        },
+        ended = keep => anyhow::bail!("the program ended by itself: {}", ended?),
     }
 }
 

@@ -343,7 +343,7 @@ async fn layers(site: &Site, profile: &mut ClusterProfile) -> Result<()> {
     let are_there = async |wanted: &[&str]| {
         eventually("the layers' objects", LONG, || async {
             let found = maps.list(&ListParams::default().labels(LABEL_LAYER)).await?;
-            let names: Vec<_> = found.items.iter().map(ResourceExt::name_any).collect();
+            let names: Vec<_> = found.items.iter().map(kube::ResourceExt::name_any).collect();
             Ok::<_, kube::Error>(Seen::when(names == wanted, names))
         })
         .await

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crash_points::api::Points;
 use edge_api::agent::{Application, StepState};
 use edge_profiles::{LayerKind, RenderedLayer};
 use jiff::Timestamp;
@@ -25,7 +26,6 @@ use kube::{Client, Config};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
-use crash_points::api::Points;
 use tower::timeout::TimeoutLayer;
 use tracing::Instrument as _;
 

@@ -7,16 +7,8 @@ use tokio::process::Command;
 use super::{NAMESPACE, OPERATOR, Site, kubeconfig_as};
 
 /// Its waits, as short as they can be.
-const TIMES: [&str; 8] = [
-    "--shutdown-seconds",
-    "3",
-    "--address-seconds",
-    "5",
-    "--force-seconds",
-    "1",
-    "--bootstrap-seconds",
-    "1",
-];
+const TIMES: [&str; 8] =
+    ["--shutdown-seconds", "3", "--address-seconds", "5", "--force-seconds", "1", "--bootstrap-seconds", "1"];
 
 /// Does something while an operator runs that ends at each of the points that it reaches.
 ///
