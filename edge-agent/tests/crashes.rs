@@ -32,7 +32,7 @@ use tokio::process::Command;
 /// A node is made within minutes, once for each point around it.
 const PATIENCE: Duration = Duration::from_mins(20);
 /// What an agent reaches that has no bundle.
-const QUICK: [Effect; 3] = [Effect::MakeFolder, Effect::WriteFile, Effect::RemoveFile];
+const QUICK: [Effect; 2] = [Effect::MakeFolder, Effect::WriteFile];
 const FAULT: &str = "the agent ends before or after one of its side effects";
 
 const SITE: &str = "device_id: store-crash
@@ -135,9 +135,9 @@ impl Site {
         let mut layers = "layers:\n  - {name: objects, kind: manifest, path: objects}\n".to_owned();
         if chart {
             layers.push_str("  - {name: release, kind: chart, path: release}\n");
-            fs::create_dir_all(source.join("release/templates"))?;
-            fs::write(source.join("release/Chart.yaml"), "apiVersion: v2\nname: release\nversion: 1.0.0\n")?;
-            fs::write(source.join("release/templates/three.yaml"), object("three"))?;
+            fs::create_dir_all(source.join("release/chart/templates"))?;
+            fs::write(source.join("release/chart/Chart.yaml"), "apiVersion: v2\nname: release\nversion: 1.0.0\n")?;
+            fs::write(source.join("release/chart/templates/three.yaml"), object("three"))?;
         }
         fs::write(source.join("profile.yaml"), format!("name: crash\nversion: \"{version}\"\n{layers}"))?;
         build_archive(&source, &self.folder.path().join(format!("{version}.tar")))?;

@@ -46,7 +46,8 @@ pub fn ensure(host: &mut Host, edge_runc: &Path) -> Result<()> {
         if answers(spec.socket) {
             continue;
         }
-        if host.state.services.is_empty() {
+        // Services that have ended by themselves left it on.
+        if !host.state.sysctls.contains_key(FORWARDING) {
             let value = quiet(command("sysctl").args(["-n", FORWARDING]))?;
             host.state.sysctls.insert(FORWARDING.to_owned(), value.trim().to_owned());
             host.save()?;

@@ -2,6 +2,7 @@
 //! cluster that answered on where its guests lived on.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use edge_api::{VirtualMachine, condition};
 use edge_tests::inventory::{run, virsh};
 use edge_tests::wait::{Seen, eventually};
 use kube::ResourceExt as _;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams, PostParams};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -52,7 +53,7 @@ impl Fault {
             Self::CertificatesEnd => "a certificate of the system cluster ends in 100 days",
             Self::DomainsUndefined => "every running domain is undefined",
             Self::GuestsCutOff => "every guest is cut off",
-            Self::PowerCut => "agent, node and guests stop at once",
+            Self::PowerCut => "the host's power is cut",
         }
     }
 
@@ -77,7 +78,7 @@ impl Fault {
                 params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(100);
                 let certificate = params.self_signed(&rcgen::KeyPair::generate()?)?;
                 // The running API server has read its own long ago.
-                Ok(std::fs::write(appliance.root.join(CERTIFICATE), certificate.pem())?)
+                Ok(fs::write(appliance.root.join(CERTIFICATE), certificate.pem())?)
             }
             Self::DomainsUndefined => appliance.processes()?.keys().try_for_each(|domain| undefine(domain)),
             Self::GuestsCutOff => appliance.processes()?.keys().try_for_each(|domain| destroy(domain)),
@@ -85,6 +86,7 @@ impl Fault {
                 kill(Pid::from_raw(appliance.agent_pid()?), Signal::SIGKILL).context("killing the agent")?;
                 run("docker", &["kill", &node])?;
                 appliance.processes()?.keys().try_for_each(|domain| destroy(domain))?;
+                ["docker", "docker/containerd/containerd", "libvirtd", "virtlogd"].into_iter().try_for_each(end)?;
                 // What starts with the host.
                 let status = appliance.up()?.status().await?;
                 anyhow::ensure!(status.success(), "up: {status}");
@@ -100,6 +102,42 @@ fn undefine(domain: &str) -> Result<()> {
 
 fn destroy(domain: &str) -> Result<()> {
     virsh(&["destroy", domain]).map(drop)
+}
+
+/// Ends a service of the host with SIGKILL, by the file with its process ID below `/run`; `up` starts it.
+fn end(service: &str) -> Result<()> {
+    let file = format!("/run/{service}.pid");
+    let process = fs::read_to_string(&file).with_context(|| file.clone())?;
+    kill(Pid::from_raw(process.trim().parse()?), Signal::SIGKILL).with_context(|| file)
+}
+
+/// libvirtd ends with a machine half-made: guests do not notice, and the machine is made.
+pub async fn libvirtd_ends(appliance: &Appliance) -> Result<()> {
+    let before = appliance.processes()?;
+    let machines = appliance.machines().await?;
+    let mut spec = machines.get("client").await?.spec;
+    "00000000-0000-4000-8000-00000000e2e9".clone_into(&mut spec.id);
+    machines.create(&PostParams::default(), &VirtualMachine::new("late", spec)).await?;
+    appliance.machine("late", "to be begun", PATIENCE, |machine| machine.status.is_some()).await?;
+    let fault = edge_tests::Fault::strikes("libvirtd ends while a machine is made");
+    end("libvirtd")?;
+    let status = appliance.up()?.status().await?;
+    anyhow::ensure!(status.success(), "up: {status}");
+    appliance.machine("late", "to be ready", PATIENCE, is_ready).await?;
+    let after = appliance.processes()?;
+    anyhow::ensure!(before.iter().all(|one| after.get(one.0) == Some(one.1)), "{after:?}, they were {before:?}");
+    fault.survived();
+    machines.delete("late", &DeleteParams::default()).await?;
+    eventually("the machine to be gone", PATIENCE, || async {
+        let object = machines.get_opt("late").await?;
+        Ok::<_, kube::Error>(Seen::when(object.is_none(), object.map(|object| object.status)))
+    })
+    .await?;
+    Ok(())
+}
+
+fn is_ready(machine: &VirtualMachine) -> bool {
+    machine.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, "Ready"))
 }
 
 /// One after the other, on an appliance with a cluster of one node. After one that is not survived the rest would only
@@ -172,9 +210,7 @@ async fn missing(appliance: &Appliance, fault: Fault, before: &State) -> Result<
         return Ok(Some(format!("domain {lost} is not defined")));
     }
     let machines = appliance.machines().await?.list(&ListParams::default()).await?.items;
-    let is_ready =
-        |vm: &&VirtualMachine| vm.status.as_ref().is_some_and(|status| condition::is_true(&status.conditions, "Ready"));
-    if let Some(machine) = machines.iter().find(|vm| !is_ready(vm)) {
+    if let Some(machine) = machines.iter().find(|machine| !is_ready(machine)) {
         return Ok(Some(format!("machine {}: {:?}", machine.name_any(), machine.status)));
     }
     let cluster = appliance.clusters().await?.get(NAME).await?.status.unwrap_or_default();

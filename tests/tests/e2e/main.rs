@@ -189,6 +189,7 @@ async fn scenario(appliance: &Appliance) -> Result<()> {
     phase("the client reaches the WAN through the router", network::through_the_router(appliance)).await?;
     phase("up again writes nothing", steady::up_again(appliance)).await?;
     phase("bad machines have a reason and no domain", bad_input::check(appliance)).await?;
+    phase("libvirtd ends while a machine is made", faults::libvirtd_ends(appliance)).await?;
     phase("an edited range is followed", network::range_is_followed(appliance)).await?;
     phase("no lease without the router", network::no_lease_without_the_router(appliance)).await?;
     phase("secrets stay secret", secrets::stay_secret(appliance)).await
