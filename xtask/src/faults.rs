@@ -68,7 +68,7 @@ fn rows(ledger: &str) -> Result<Vec<Row>> {
 }
 
 fn shown(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.fault.chars().count()).max().unwrap_or(0);
+    let width = rows.iter().map(|row| row.fault.chars().count()).max().unwrap_or(0).max("fault".len());
     let head = format!("  {:width$}  {:>5}  {:>8}  {:>11}\n", "fault", "tried", "survived", "slowest");
     let lines = rows.iter().map(|row| {
         let Row { fault, tried, survived, slowest } = row;
