@@ -153,15 +153,10 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 
 /// Makes a folder and its parents, and gives the folder itself `mode`.
 pub fn ensure_folder(path: &Path, mode: u32) -> Result<(), Error> {
-    if path.is_dir() {
-        return set_mode(path, mode);
+    if !path.is_dir() {
+        let result = Effect::MakeFolder.around(|| fs::DirBuilder::new().recursive(true).mode(0o755).create(path));
+        result.map_err(io("make folder", path))?;
     }
-    let result = Effect::MakeFolder.around(|| fs::DirBuilder::new().recursive(true).mode(0o755).create(path));
-    result.map_err(io("make folder", path))?;
-    set_mode(path, mode)
-}
-
-fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
     let metadata = fs::metadata(path).map_err(io("look at", path))?;
     if metadata.permissions().mode() & 0o7777 != mode {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io("set the mode of", path))?;
