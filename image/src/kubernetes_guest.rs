@@ -56,12 +56,13 @@ const FILES: &[(&str, &str)] = &[
     ),
     ("etc/systemd/journald.conf.d/size.conf", "[Journal]\nSystemMaxUse=128M\n"),
     ("etc/systemd/system/containerd.service", include_str!("../files/node/containerd.service")),
+    ("etc/systemd/system/containerd.service.d/go.conf", "[Service]\nEnvironmentFile=-/run/pcg-edge/go.env\n"),
     ("etc/systemd/system/kubelet.service", include_str!("../files/kubernetes-guest/kubelet.service")),
     ("etc/systemd/system/node-setup.service", include_str!("../files/kubernetes-guest/node-setup.service")),
     ("etc/systemd/system/kubelet.service.d/10-kubeadm.conf", include_str!("../files/kubernetes-guest/10-kubeadm.conf")),
 ];
 /// Programs: what keepalived asks, what carries a control plane's join on (the cluster class names it), which address is
-/// the node's, and what is done with the disk of the appliance (labelled `PCGNODE`).
+/// the node's, and what runs first (with the disk of the appliance, labelled `PCGNODE`).
 const PROGRAMS: &[(&str, &str)] = &[
     ("usr/local/bin/pcg-check-apiserver", include_str!("../files/kubernetes-guest/check-apiserver")),
     ("usr/local/lib/pcg-edge/finish-join", include_str!("../files/kubernetes-guest/finish-join")),
