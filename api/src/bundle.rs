@@ -55,7 +55,7 @@ pub struct Program {
     pub digest: String,
     /// Bytes.
     pub size: u64,
-    /// Go module and version.
+    /// Go module and version, or package of this workspace and its version.
     pub source: String,
 }
 

@@ -50,6 +50,15 @@ pub struct Options {
     pub registry_port: u16,
 }
 
+/// How the daemon ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// By a signal.
+    Stopped,
+    /// To give its place to the program that an upgrade has put into its own.
+    Renewed,
+}
+
 /// The daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -141,13 +150,16 @@ pub fn claim(paths: &Paths, instance: &Instance) -> Result<(), Error> {
     }
 }
 
-/// Runs the daemon until a signal ends it.
-pub async fn run(options: Options) -> Result<(), Error> {
+/// Runs the daemon until a signal or an upgrade ends it.
+pub async fn run(options: Options) -> Result<End, Error> {
     let Options { root, instance, bundle, api_port, registry_port } = options;
     let paths = Paths::new(root);
     paths.ensure()?;
     let _lock = lock(&paths)?;
     claim(&paths, &instance)?;
+    if upgrade::begin_life(&paths, &bundle)? {
+        return Ok(End::Renewed);
+    }
     let journal = Journal::open(&paths.log()).map_err(io(format!("open {}", paths.log().display())))?;
     log_to(&journal);
     let told = tokio::spawn(tell_number(paths.clone()));
@@ -189,16 +201,20 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let follow_site = tokio::spawn(follower.run());
     let engine =
         Engine::new(steps::all(&world), board, paths.steps(), steps::basis(&world), site, events, cancel.clone())
-            .settled(move || upgrade::settle(&world));
+            .settled({
+                let world = world.clone();
+                move || upgrade::settle(&world)
+            });
 
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("listen for SIGINT"))?;
     let ended = {
-        let cancel = cancel.clone();
+        let (cancel, renew) = (cancel.clone(), world.renew.clone());
         async move {
             tokio::select! {
                 _ = terminate.recv() => info!("SIGTERM: stops"),
                 _ = interrupt.recv() => info!("SIGINT: stops"),
+                () = renew.cancelled() => info!("gives way to the program that an upgrade has put in its place"),
             }
             cancel.cancel();
         }
@@ -225,7 +241,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     durable::remove_file(&paths.pid())?;
     info!("edge-agent has stopped");
     let _ = std::io::stderr().flush();
-    Ok(())
+    Ok(if world.renew.is_cancelled() { End::Renewed } else { End::Stopped })
 }
 
 /// Writes who has the root, for whoever wants it to end. A full disk must not keep the agent from starting.

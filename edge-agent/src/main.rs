@@ -1,6 +1,7 @@
 //! `edge-agent`: the host daemon.
 
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -103,8 +104,14 @@ async fn run(command: Command) -> Result<ExitCode, Box<dyn std::error::Error>> {
                 registry_port: registry_port.unwrap_or_else(|| common.instance.registry_port()),
                 instance: common.instance,
             };
-            daemon::run(options).await?;
-            Ok(ExitCode::SUCCESS)
+            let program = options.root.join("bin/edge-agent");
+            match daemon::run(options).await? {
+                daemon::End::Stopped => Ok(ExitCode::SUCCESS),
+                // The same process, so that whoever looks after it sees no end.
+                daemon::End::Renewed => {
+                    Err(std::process::Command::new(program).args(std::env::args_os().skip(1)).exec().into())
+                }
+            }
         }
         Command::Remove { common, keep_data, force } => {
             let (root, instance) = (common.root()?, common.instance);

@@ -9,6 +9,7 @@ use edge_api::bundle::Index;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -62,6 +63,8 @@ pub struct World {
     pub clock: Clock,
     /// docker.
     pub docker: Docker,
+    /// Cancelled where the agent's program was exchanged: it ends, and the one that is there now goes on.
+    pub renew: CancellationToken,
     client: watch::Sender<Option<kube::Client>>,
     client_of: Mutex<Vec<u8>>,
     index: Mutex<Option<Arc<Index>>>,
@@ -90,6 +93,7 @@ impl World {
             identity,
             board,
             docker: Docker::default(),
+            renew: CancellationToken::new(),
             client: watch::Sender::new(None),
             client_of: Mutex::default(),
             index: Mutex::default(),

@@ -4,13 +4,18 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use edge_api::agent::{Phase, SiteFileState, StepState};
+use edge_tests::Fault;
 use support::{Agent, command, write_site};
+
+const DEADLINE: Duration = Duration::from_secs(30);
 
 const SITE: &str = "device_id: store-1\nproxy:\n  http: http://bob:hunter2@proxy.example.com:3128\n  \
                     https: http://bob:hunter2@proxy.example.com:3128\n";
@@ -143,4 +148,46 @@ fn removing_goes_to_its_end_where_nobody_reads() {
     let removed = remove().stdout(closed()).stderr(closed()).status().unwrap();
     assert_eq!(removed.code(), Some(code));
     assert!(!root.exists());
+}
+
+/// An agent that an upgrade has brought ends again and again: the agent before gets its place back.
+#[test]
+fn a_new_agent_that_keeps_ending_gives_its_place_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for made in ["bin/.before", "state"] {
+        std::fs::create_dir_all(root.join(made)).unwrap();
+    }
+    let program = root.join("bin/edge-agent");
+    std::fs::copy(env!("CARGO_BIN_EXE_edge-agent"), &program).unwrap();
+    let before = root.join("bin/.before/edge-agent");
+    std::fs::write(&before, format!("#!/bin/sh\necho \"$@\" >{}\n", root.join("said").display())).unwrap();
+    std::fs::set_permissions(&before, Permissions::from_mode(0o755)).unwrap();
+    let side = |version| serde_json::json!({"bundle": "/nowhere", "version": version, "kubernetesVersion": "v1.36.3"});
+    let record = serde_json::json!({"given": "/nonexistent", "from": side("1"), "to": side("2"), "state": "Running",
+        "deadline": 60, "kept": null, "message": "the new agent takes over"});
+    std::fs::write(root.join("state/upgrade.json"), record.to_string()).unwrap();
+    let state =
+        || serde_json::from_slice::<serde_json::Value>(&std::fs::read(root.join("state/upgrade.json")).unwrap());
+
+    let fault = Fault::strikes("the agent that an upgrade brought keeps ending");
+    for start in 1..=5 {
+        let mut agent = support::command_of(&program, root, &[]).spawn().unwrap();
+        let socket = root.join("run/agent.sock");
+        let begun = Instant::now();
+        while !socket.exists() && begun.elapsed() < DEADLINE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        std::fs::remove_file(socket).unwrap();
+        assert_eq!(state().unwrap()["starts"], start);
+    }
+    // The process is the same: it becomes the agent before, with its arguments.
+    assert!(support::command_of(&program, root, &[]).status().unwrap().success());
+    let said = std::fs::read_to_string(root.join("said")).unwrap();
+    assert_eq!(said.trim(), format!("run --instance agtest --bundle /nonexistent --root {}", root.display()));
+    assert_eq!(state().unwrap()["state"], "Returning");
+    assert!(!root.join("bin/.before").exists());
+    fault.survived();
 }

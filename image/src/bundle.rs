@@ -8,11 +8,21 @@ use crate::build::{Context, Error, Result, mkdir, read_json, write_json};
 use crate::cache::Key;
 use crate::containers::{self, Built};
 use crate::oci::{Layout, link, sha256_file, verify_blob};
-use crate::pins::{CLUSTER_GROUPS, CURRENT, DEBIAN, Group, PREVIOUS, Release, groups, source_of};
+use crate::pins::{CLUSTER_GROUPS, CURRENT, DEBIAN, Group, Release, groups, source_of};
 use crate::{add_ons, cluster_images, kubernetes_guest, manifests, node, process, programs, router_image, tiny};
 
+/// Our own programs on the host, and the packages that have them.
+const OWN_PROGRAMS: &[(&str, &str)] =
+    &[("edge-agent", "edge-agent"), ("edgectl", "edge-agent"), ("edge-tui", "edge-tui")];
 /// Programs that the agent, or who looks after it, runs on the host.
 const HOST_PROGRAMS: &[&str] = &["clusterctl", "helm", "kind", "kubectl"];
+
+/// A program for the host.
+struct HostProgram {
+    name: &'static str,
+    path: PathBuf,
+    source: String,
+}
 
 /// What goes into the layout.
 struct Part {
@@ -34,6 +44,11 @@ impl Part {
     }
 }
 
+/// The release of the system cluster.
+fn system_release(releases: &[&'static Release]) -> &'static Release {
+    releases.first().copied().unwrap_or(&CURRENT)
+}
+
 /// The groups that go into a bundle.
 fn groups_of(releases: &[&'static Release]) -> Vec<&'static Group> {
     let kubernetes = releases.iter().map(|release| &release.kubernetes);
@@ -52,20 +67,26 @@ fn pins_digest(releases: &[&'static Release]) -> String {
     crate::cache::hex(&<sha2::Sha256 as sha2::Digest>::digest(text))
 }
 
-/// The bundle's folder. With `previous_minor` it has the guest of [`PREVIOUS`] too, to try an upgrade of a cluster.
-pub fn ensure(context: &Context, previous_minor: bool) -> Result<PathBuf> {
-    let releases: &[&Release] = if previous_minor { &[&CURRENT, &PREVIOUS] } else { &[&CURRENT] };
+/// The bundle's folder. The system cluster is of the first release; there is a guest of each.
+pub fn ensure(context: &Context, releases: &[&'static Release]) -> Result<PathBuf> {
+    let ours = own_programs(context)?;
     // Go on one lane, Debian and cargo on the other: never more than two heavy jobs at once.
-    let ((programs, mut parts), debian) = two_lanes(|| go_lane(context, releases), || debian_lane(context))?;
+    let ((mut programs, mut parts), debian) = two_lanes(|| go_lane(context, releases), || debian_lane(context))?;
     parts.extend(debian);
     parts.push(Part::published(ArtifactKind::Container, containers::registry(context)?));
-    parts.push(Part::kept(ArtifactKind::Node, node::ensure(context)?));
+    parts.push(Part::kept(ArtifactKind::Node, node::ensure(context, system_release(releases))?));
     for release in releases {
         parts.push(Part::published(ArtifactKind::Vm, kubernetes_guest::ensure(context, release)?));
         parts.extend(
             containers::of_clusters(context, release)?.map(|one| Part::published(ArtifactKind::Container, one)),
         );
     }
+    programs.extend(OWN_PROGRAMS.iter().map(|(name, package)| HostProgram {
+        name,
+        path: ours.join(name),
+        source: format!("{package} {}", env!("CARGO_PKG_VERSION")),
+    }));
+    programs.sort_by_key(|program| program.name);
     let layout = |built: &Built| format!("{}={:?}", built.name, built.layout.file_name());
     let mut layouts: Vec<_> = parts.iter().map(|part| layout(&part.built)).collect();
     layouts.sort();
@@ -73,6 +94,7 @@ pub fn ensure(context: &Context, previous_minor: bool) -> Result<PathBuf> {
         .with("recipe", include_str!("bundle.rs"))
         .with("layouts", layouts.join("\n"))
         .with("programs", groups_of(releases).into_iter().map(programs::group_key).collect::<String>())
+        .with("own programs", format!("{:?}", ours.file_name()))
         .finish();
     context.artifact("bundle", &key, 2, |staging, task| {
         task.step("linking");
@@ -83,16 +105,36 @@ pub fn ensure(context: &Context, previous_minor: bool) -> Result<PathBuf> {
     })
 }
 
+/// Our own programs for the host: copies, because cargo writes to its own again.
+fn own_programs(context: &Context) -> Result<PathBuf> {
+    let find = |(name, package): &(&'static str, &str)| Ok((*name, context.own_program(package, name)?));
+    let found: Vec<_> = OWN_PROGRAMS.iter().map(find).collect::<Result<_>>()?;
+    let mut key = Key::new("own-programs");
+    for (name, path) in &found {
+        key = key.with(name, sha256_file(path)?.0);
+    }
+    context.artifact("own-programs", &key.finish(), 1, |staging, task| {
+        task.step("copying");
+        for (name, path) in &found {
+            std::fs::copy(path, staging.join(name)).map_err(crate::oci::io_at("copy", path))?;
+        }
+        Ok(())
+    })
+}
+
 /// The host's programs, and what is made of Go programs alone.
-fn go_lane(context: &Context, releases: &[&'static Release]) -> Result<(Vec<PathBuf>, Vec<Part>)> {
+fn go_lane(context: &Context, releases: &[&'static Release]) -> Result<(Vec<HostProgram>, Vec<Part>)> {
     // The first is the current one: of two programs of one name, the host has that one's.
     let mut folders = releases.iter().map(|release| programs::ensure(context, release)).collect::<Result<Vec<_>>>()?;
     for group in CLUSTER_GROUPS {
         folders.push(programs::ensure_group(context, group)?);
     }
-    let found = |name: &&str| folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
-    let missing = |name: &str| Error::Mismatch(format!("no group of the pins has {name}"));
-    let programs = HOST_PROGRAMS.iter().map(|name| found(name).ok_or_else(|| missing(name))).collect::<Result<_>>()?;
+    let find = |name: &&'static str| {
+        let path = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        let path = path.ok_or_else(|| Error::Mismatch(format!("no group of the pins has {name}")))?;
+        Ok(HostProgram { name, path, source: source_of(name) })
+    };
+    let programs = HOST_PROGRAMS.iter().map(find).collect::<Result<_>>()?;
     let mut parts = vec![Part::kept(ArtifactKind::Manifests, manifests::ensure(context)?)];
     let published = |kind| move |built| Part::published(kind, built);
     parts.extend(add_ons::ensure(context)?.into_iter().map(published(ArtifactKind::Manifests)));
@@ -141,7 +183,7 @@ fn two_lanes<A: Send, B: Send>(
     }
 }
 
-fn assemble(staging: &Path, parts: &[Part], programs: &[PathBuf], releases: &[&'static Release]) -> Result<Index> {
+fn assemble(staging: &Path, parts: &[Part], programs: &[HostProgram], releases: &[&'static Release]) -> Result<Index> {
     let mut layout = Layout::create(staging)?;
     let mut artifacts = Vec::new();
     for Part { kind, registry, built } in parts {
@@ -163,17 +205,21 @@ fn assemble(staging: &Path, parts: &[Part], programs: &[PathBuf], releases: &[&'
     let bin = staging.join("bin");
     mkdir(&bin)?;
     let mut listed = Vec::new();
-    for (name, program) in HOST_PROGRAMS.iter().zip(programs) {
-        link(program, &bin.join(name))?;
+    for HostProgram { name, path, source } in programs {
+        link(path, &bin.join(name))?;
         let (digest, size) = sha256_file(&bin.join(name))?;
-        let (name, source) = ((*name).to_owned(), source_of(name));
-        listed.push(Program { name, digest: format!("sha256:{digest}"), size, source });
+        listed.push(Program {
+            name: (*name).to_owned(),
+            digest: format!("sha256:{digest}"),
+            size,
+            source: source.clone(),
+        });
     }
     Ok(Index {
         format_version: 1,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pins_digest: pins_digest(releases),
-        kubernetes_version: CURRENT.version().to_owned(),
+        kubernetes_version: system_release(releases).version().to_owned(),
         artifacts,
         programs: listed,
     })
@@ -227,9 +273,10 @@ mod tests {
         for folder in [&from, &programs, &bundle] {
             std::fs::create_dir(folder).unwrap();
         }
-        let host: Vec<_> = HOST_PROGRAMS.iter().map(|name| programs.join(name)).collect();
+        let program = |name: &&'static str| HostProgram { name, path: programs.join(name), source: "test".into() };
+        let host: Vec<_> = HOST_PROGRAMS.iter().map(program).collect();
         for program in &host {
-            std::fs::write(program, format!("program {}", program.display())).unwrap();
+            std::fs::write(&program.path, format!("program {}", program.name)).unwrap();
         }
         let mut layout = Layout::create(&from).unwrap();
         let mut tree = Tree::default();

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use edge_image::build::Context;
 use edge_image::cache::Cache;
 use edge_image::containers::Built;
-use edge_image::pins::CURRENT;
+use edge_image::pins::{CURRENT, PREVIOUS};
 use edge_image::progress::Progress;
 use edge_image::{
     add_ons, bundle, cluster_images, containers, kubernetes_guest, manifests, node, process, programs, router_image,
@@ -35,13 +35,15 @@ enum Command {
         /// Root of the Cargo workspace; by default the one around the current folder.
         #[arg(long)]
         workspace: Option<PathBuf>,
-        /// Folder with `host-gateway`, `site-router` and `vm-operator`, already built in release mode; otherwise cargo builds
-        /// them.
+        /// Folder with this workspace's programs, already built in release mode; otherwise cargo builds them.
         #[arg(long)]
         own_programs: Option<PathBuf>,
         /// In the bundle: also the guest of the Kubernetes minor before, to try an upgrade of a cluster.
         #[arg(long)]
         previous_minor: bool,
+        /// In the bundle: system cluster and guest of the Kubernetes minor before, to try an upgrade of an appliance.
+        #[arg(long, conflicts_with = "previous_minor")]
+        only_previous_minor: bool,
     },
 }
 
@@ -81,7 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let Command::Build { what, plain, workspace, own_programs, previous_minor } = cli.command;
+    let Command::Build { what, plain, workspace, own_programs, previous_minor, only_previous_minor } = cli.command;
     let workspace = match workspace {
         Some(dir) => dir,
         None => find_workspace()?,
@@ -89,11 +91,18 @@ fn run(cli: Cli) -> Result<()> {
     let context = Context { cache: Cache::open()?, progress: Progress::new(plain), workspace, own_programs };
     let path = match what {
         Artifact::Programs => programs::ensure(&context, &CURRENT)?,
-        Artifact::Node => node::ensure(&context)?.layout,
+        Artifact::Node => node::ensure(&context, &CURRENT)?.layout,
         Artifact::Router => router_image::ensure(&context)?.layout,
         Artifact::Tiny => tiny::ensure(&context)?.layout,
         Artifact::Guest => kubernetes_guest::ensure(&context, &CURRENT)?.layout,
-        Artifact::Bundle => bundle::ensure(&context, previous_minor)?,
+        Artifact::Bundle => {
+            let releases: &[_] = match (previous_minor, only_previous_minor) {
+                (true, _) => &[&CURRENT, &PREVIOUS],
+                (_, true) => &[&PREVIOUS],
+                _ => &[&CURRENT],
+            };
+            bundle::ensure(&context, releases)?
+        }
         Artifact::Containers => {
             let mut images = cluster_images::ensure(&context)?;
             images.push(cluster_images::busybox(&context)?);

@@ -13,7 +13,7 @@ use crate::containers::{self, Built, put_layer};
 use crate::debian::{self, Base, ensure_base, link_base};
 use crate::layer::{Source, Tree};
 use crate::oci::{Layout, io_at};
-use crate::pins::{CURRENT, DEBIAN, Release};
+use crate::pins::{DEBIAN, Release};
 use crate::process::{Running, Tool, check_interrupt};
 use crate::programs;
 
@@ -48,46 +48,46 @@ pub const PARTS: &[&str] = &["kubelet", "containerd", "etcd", "coredns"];
 const SOCKET_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Name of the node image.
-pub fn name() -> String {
-    format!("pcg-edge.io/node:{}", CURRENT.version())
+pub fn name(release: &Release) -> String {
+    format!("pcg-edge.io/node:{}", release.version())
 }
 
-fn key() -> String {
+fn key(release: &'static Release) -> String {
     Key::new("node")
         .with("recipe", RECIPE.concat())
-        .with("programs", programs::key(&CURRENT))
-        .with("images", containers::kubernetes_key(&CURRENT))
+        .with("programs", programs::key(release))
+        .with("images", containers::kubernetes_key(release))
         .with("base", debian::key("base-node", &DEBIAN.node).finish())
         .finish()
 }
 
 /// The node image's layout.
-pub fn ensure(context: &Context) -> Result<Built> {
+pub fn ensure(context: &Context, release: &'static Release) -> Result<Built> {
     let built = |layout| Built {
-        name: name(),
+        name: name(release),
         layout,
-        source: format!("{} on {}", CURRENT.sources(PARTS), DEBIAN.source(&DEBIAN.node)),
+        source: format!("{} on {}", release.sources(PARTS), DEBIAN.source(&DEBIAN.node)),
     };
-    let key = key();
+    let key = key(release);
     let path = context.cache.path("node", &key);
     if path.is_dir() {
         return Ok(built(path));
     }
     let base = ensure_base_layer(context)?;
-    let store = ensure_store(context, &CURRENT)?;
-    let programs = programs::ensure(context, &CURRENT)?;
+    let store = ensure_store(context, release)?;
+    let programs = programs::ensure(context, release)?;
     let path = context.artifact("node", &key, 1, |staging, task| {
         task.step("layer");
         let mut layout = Layout::create(staging)?;
         link_base(&base, &layout)?;
         link_base(&store, &layout)?;
-        let layer = put_layer(&layout, &tree(&programs))?;
+        let layer = put_layer(&layout, &tree(&programs, release))?;
         let config = json!({
             "Entrypoint": ["/usr/local/bin/entrypoint"],
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=docker"],
             "StopSignal": "SIGRTMIN+3",
         });
-        layout.put_image(&name(), &[base.layer.clone(), store.layer.clone(), layer], &config)?;
+        layout.put_image(&name(release), &[base.layer.clone(), store.layer.clone(), layer], &config)?;
         layout.finish()?;
         Ok(())
     })?;
@@ -144,7 +144,7 @@ pub fn ensure_store(context: &Context, release: &'static Release) -> Result<Base
 }
 
 /// Files of our own: units, configuration, scripts; and what a backup of the system cluster is made and restored with.
-fn tree(programs: &Path) -> Tree {
+fn tree(programs: &Path, release: &Release) -> Tree {
     let mut tree = Tree::default();
     for name in ["etcdctl", "etcdutl"] {
         tree.program(&format!("usr/local/bin/{name}"), programs.join(name));
@@ -158,7 +158,7 @@ fn tree(programs: &Path) -> Tree {
     tree.text("etc/cni/net.d/10-bridge.conflist", include_str!("../files/node/10-bridge.conflist"));
     tree.text(
         "etc/containerd/config.toml",
-        &include_str!("../files/node/containerd.toml").replace("@PAUSE@", CURRENT.pause),
+        &include_str!("../files/node/containerd.toml").replace("@PAUSE@", release.pause),
     );
     let units = "etc/systemd/system";
     tree.dir(&format!("{units}/multi-user.target.wants"), 0o755);
@@ -172,7 +172,7 @@ fn tree(programs: &Path) -> Tree {
     for unit in MASKED {
         tree.symlink(&format!("{units}/{unit}"), "/dev/null");
     }
-    tree.text("kind/version", CURRENT.version());
+    tree.text("kind/version", release.version());
     tree.dir("kind/manifests", 0o755);
     tree.text("kind/manifests/default-storage.yaml", include_str!("../files/node/default-storage.yaml"));
     tree

@@ -15,9 +15,8 @@ use crate::services::{detach, systemd};
 
 /// It ends its own children first.
 const END_DEADLINE: Duration = Duration::from_secs(40);
-/// Programs that are copied below the root.
+/// Programs of the bundle that are copied below the root: ours, and what people want beside them.
 const PROGRAMS: &[&str] = &["edge-agent", "edgectl", "edge-tui"];
-/// Programs of the bundle that people want beside them.
 const TOOLS: &[&str] = &["clusterctl", "kubectl"];
 
 /// One instance's agent.
@@ -50,13 +49,14 @@ impl Agent {
     }
 
     /// Copies the programs below the root; says whether any of ours differed.
-    pub fn install(&self, bin: &Path, bundle: &Path) -> Result<bool> {
+    pub fn install(&self, bundle: &Path) -> Result<bool> {
+        let install = |name: &str| build::install(&bundle.join("bin").join(name), &self.program(name));
         for name in TOOLS {
-            build::install(&bundle.join("bin").join(name), &self.program(name))?;
+            install(name)?;
         }
         let mut changed = false;
         for name in PROGRAMS {
-            changed |= build::install(&bin.join(name), &self.program(name))?;
+            changed |= install(name)?;
         }
         Ok(changed)
     }

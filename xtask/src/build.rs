@@ -12,6 +12,28 @@ use crate::workspace::{cache, cargo, root, target};
 /// Packages whose programs run on a host, built in one go so that they share their dependencies.
 const PACKAGES: &[&str] = &["edge-agent", "edge-tui", "edge-image", "host-gateway", "site-router", "vm-operator"];
 
+/// Kubernetes minors of a bundle.
+#[derive(Clone, Copy, Debug)]
+pub enum Minors {
+    /// The current one.
+    Current,
+    /// Guests also of the one before.
+    WithPrevious,
+    /// All of the one before.
+    Previous,
+}
+
+impl Minors {
+    /// For `edge-image build bundle`.
+    pub fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Current => &[],
+            Self::WithPrevious => &["--previous-minor"],
+            Self::Previous => &["--only-previous-minor"],
+        }
+    }
+}
+
 /// Builds our programs; returns the folder they lie in.
 pub fn programs() -> Result<PathBuf> {
     let mut build = cargo();

@@ -61,6 +61,9 @@ enum Task {
         /// With guests of the Kubernetes minor before as well, to try the upgrade of a cluster
         #[arg(long)]
         previous_minor: bool,
+        /// With everything of the Kubernetes minor before, to try the upgrade of the appliance
+        #[arg(long, conflicts_with = "previous_minor")]
+        only_previous_minor: bool,
     },
     /// Removes an instance and, with the last one, stops the services that were started for it
     Down {
@@ -92,8 +95,13 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
-        Task::Up { plain, instance, site, no_cluster, previous_minor } => {
-            up::run(&up::Options { plain, instance, site, clusters: !no_cluster, previous_minor })
+        Task::Up { plain, instance, site, no_cluster, previous_minor, only_previous_minor } => {
+            let minors = match (previous_minor, only_previous_minor) {
+                (true, _) => build::Minors::WithPrevious,
+                (_, true) => build::Minors::Previous,
+                _ => build::Minors::Current,
+            };
+            up::run(&up::Options { plain, instance, site, clusters: !no_cluster, minors })
         }
         Task::Down { instance } => down::run(&instance),
         Task::Test { only: Some(name), .. } => test::run(&test::Scope::Named(name)),

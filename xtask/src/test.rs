@@ -135,7 +135,7 @@ impl Ready {
 
 fn prepare() -> Result<Ready> {
     let mut services = None;
-    let up::Prepared { host, bin, bundle } = up::prepare(false, false, |host: &mut Host| {
+    let up::Prepared { host, bin, bundle } = up::prepare(false, build::Minors::Current, |host: &mut Host| {
         services = Some(Hold::new(host, &format!("test-{}", std::process::id()))?);
         Ok(())
     })?;

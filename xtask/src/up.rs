@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use edge_api::Instance;
 
 use crate::agent::Agent;
+use crate::build::Minors;
 use crate::clusters::{self, Wanted};
 use crate::command::{command, tail};
 use crate::follow::{self, Limits};
@@ -26,8 +27,8 @@ pub struct Options {
     pub site: PathBuf,
     /// Whether the site's workload clusters are made as well.
     pub clusters: bool,
-    /// Whether the bundle also has the guest of the Kubernetes minor before.
-    pub previous_minor: bool,
+    /// What the bundle is made of.
+    pub minors: Minors,
 }
 
 /// What a host needs before an agent or a test can run.
@@ -41,13 +42,12 @@ pub struct Prepared {
 }
 
 /// Installs packages, builds programs and bundle, starts services; all of it only where it is missing.
-pub fn prepare(plain: bool, previous_minor: bool, hold: impl FnOnce(&mut Host) -> Result<()>) -> Result<Prepared> {
+pub fn prepare(plain: bool, minors: Minors, hold: impl FnOnce(&mut Host) -> Result<()>) -> Result<Prepared> {
     workspace::require_root()?;
     ensure_packages(&mut Host::lock()?)?;
     // Unlocked: cargo and edge-image have locks of their own, and this may take half an hour.
     let bin = build::programs()?;
-    let what: &[&str] = if previous_minor { &["bundle", "--previous-minor"] } else { &["bundle"] };
-    let bundle = build::artifact(&bin, what, plain)?;
+    let bundle = build::artifact(&bin, &[&["bundle"], minors.arguments()].concat(), plain)?;
     let mut host = Host::lock()?;
     hold(&mut host)?;
     services::ensure(&mut host, &bin.join("edge-runc"))?;
@@ -71,10 +71,10 @@ pub fn run(options: &Options) -> Result<()> {
     let site = std::path::absolute(&options.site)?;
     anyhow::ensure!(site.join("unattended.yaml").is_file(), "{} has no unattended.yaml", site.display());
     let name = options.instance.as_str();
-    let prepared = prepare(plain, options.previous_minor, |host| host.hold(name, Holder::Instance))?;
+    let prepared = prepare(plain, options.minors, |host| host.hold(name, Holder::Instance))?;
 
     let agent = Agent::of(&options.instance);
-    let updated = agent.install(&prepared.bin, &prepared.bundle)?;
+    let updated = agent.install(&prepared.bundle)?;
     let wanted = if options.clusters { clusters::read(&site.join("clusters"))? } else { Vec::new() };
     let conf = site::install(&site, &agent.root.join("conf"), &agent.program("edgectl"))?;
     for note in &conf.notes {

@@ -85,7 +85,11 @@ impl Drop for Agent {
 }
 
 pub fn command(root: &Path, extra: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_edge-agent")), root, extra)
+}
+
+pub fn command_of(program: &Path, root: &Path, extra: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(["run", "--instance", "agtest", "--bundle", "/nonexistent", "--root"]).arg(root).args(extra);
     command
 }

@@ -26,8 +26,8 @@ pub struct Appliance {
     /// Third byte of the WAN's and the LAN's addresses.
     pub wan: u8,
     pub lan: u8,
-    /// Whether its bundle also has the guest of the Kubernetes minor before.
-    pub previous_minor: bool,
+    /// What `cargo xtask up` is told of the bundle's Kubernetes minors.
+    pub minors: Option<&'static str>,
 }
 
 impl Appliance {
@@ -41,7 +41,7 @@ impl Appliance {
             root.display()
         );
         let site = Site::new(&format!("store-{instance}"), wan, lan)?;
-        Ok(Self { instance, root, site, wan, lan, previous_minor: false })
+        Ok(Self { instance, root, site, wan, lan, minors: None })
     }
 
     /// `cargo xtask up --plain --no-cluster` for this instance; its output is shown.
@@ -54,10 +54,9 @@ impl Appliance {
     /// `cargo xtask up --plain` for this instance; its output is shown.
     pub fn up_with_clusters(&self) -> Result<Command> {
         let mut up = xtask()?;
-        up.args(["up", "--plain", "--instance", self.instance.as_str(), "--site"]).arg(self.site.dir());
-        if self.previous_minor {
-            up.arg("--previous-minor");
-        }
+        up.args(["up", "--plain", "--instance", self.instance.as_str(), "--site"])
+            .arg(self.site.dir())
+            .args(self.minors);
         Ok(up)
     }
 

@@ -1,11 +1,13 @@
 //! An appliance gets another bundle while its machines run on; one that does not become ready goes back, with its data.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use edge_api::agent::{Phase, StepState, UpgradeState};
 use edge_api::bundle::{ArtifactKind, INDEX_FILE, Index};
+use edge_image::pins::{CURRENT, PREVIOUS};
 use edge_tests::Fault;
 use edge_tests::inventory::run;
 use edge_tests::wait::{Seen, eventually};
@@ -14,84 +16,111 @@ use kube::Api;
 use kube::api::PostParams;
 use sha2::{Digest, Sha256};
 
+use crate::PATIENCE;
 use crate::appliance::Appliance;
-use crate::{PATIENCE, phase};
 
+/// In a bundle, and below the root.
+const AGENT: &str = "bin/edge-agent";
 const BETTER: &str = "0.1.1";
 const WORSE: &str = "0.1.2";
 /// The node is there after half of that.
 const DEADLINE: &str = "100s";
 
-/// All of it, on an appliance that is ready.
-pub async fn play(appliance: &Appliance) -> Result<()> {
+/// Machines run on while the appliance, which is ready, takes it on.
+pub async fn is_taken_on(appliance: &Appliance) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let processes = appliance.processes()?;
-    let given = std::env::var("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE is not set: run `cargo xtask test`")?;
-
     let better = folder.path().join("better");
-    variant(Path::new(&given), &better, |index| BETTER.clone_into(&mut index.version))?;
-    phase("another bundle, while machines run on", async {
-        let node = node(appliance)?;
-        let fault = Fault::strikes("an appliance gets another bundle");
-        upgrade(appliance, &better, &[]).await?;
-        anyhow::ensure!(self::node(appliance)? != node, "the node is the same");
-        is(appliance, UpgradeState::Done, BETTER).await?;
-        anyhow::ensure!(appliance.processes()? == processes, "{:?}, they were {processes:?}", appliance.processes()?);
-        fault.survived();
-        Ok(())
-    })
-    .await?;
+    variant(&given()?, &better, |index| BETTER.clone_into(&mut index.version))?;
+    let (processes, node, agent) = (appliance.processes()?, node(appliance)?, appliance.agent_pid()?);
+    let fault = Fault::strikes("an appliance gets another bundle");
+    upgrade(appliance, &better, &[]).await?;
+    anyhow::ensure!(self::node(appliance)? != node, "the node is the same");
+    is(appliance, UpgradeState::Done, BETTER).await?;
+    anyhow::ensure!(appliance.processes()? == processes, "{:?}, they were {processes:?}", appliance.processes()?);
+    // The agent is another program in the same process, and what it was before is not kept any longer.
+    anyhow::ensure!(appliance.agent_pid()? == agent, "the agent was {agent}, and is {}", appliance.agent_pid()?);
+    let (running, brought) = (fs::read(format!("/proc/{agent}/exe"))?, fs::read(better.join(AGENT))?);
+    anyhow::ensure!(running == brought && running != fs::read(given()?.join(AGENT))?, "the agent is the one before");
+    anyhow::ensure!(!appliance.root.join("bin/.before").exists(), "the agent before is left");
+    fault.survived();
+    Ok(())
+}
 
+/// Also where its Kubernetes is of the next minor.
+pub async fn next_minor(appliance: &Appliance) -> Result<()> {
+    let fault = Fault::strikes("an appliance goes to the next Kubernetes minor");
+    has_version(appliance, PREVIOUS.version()).await?;
+    is_taken_on(appliance).await?;
+    has_version(appliance, CURRENT.version()).await?;
+    fault.survived();
+    Ok(())
+}
+
+/// One of the next minor that does not become ready: the appliance goes back, with its data.
+pub async fn is_left(appliance: &Appliance) -> Result<()> {
+    let folder = tempfile::tempdir()?;
     let worse = folder.path().join("worse");
-    variant(Path::new(&given), &worse, |index| {
-        WORSE.clone_into(&mut index.version);
-        // Of the next minor, by its own word: the way back has to begin with the data.
-        "v1.37.0".clone_into(&mut index.kubernetes_version);
+    let mut version = String::new();
+    variant(&given()?, &worse, |index| {
+        version = std::mem::replace(&mut index.version, WORSE.to_owned());
         index.artifacts.retain(|artifact| artifact.registry || artifact.kind != ArtifactKind::Manifests);
     })?;
-    phase("a bundle that does not become ready goes back", async {
-        let notes: Api<ConfigMap> = Api::namespaced(appliance.client().await?, "default");
-        notes.create(&PostParams::default(), &note("before")?).await?;
-        let meanwhile = async {
-            eventually("a note on the data of the new bundle", PATIENCE, || async {
-                let status = appliance.status().await?;
-                let running = status.upgrade.is_some_and(|upgrade| upgrade.state == UpgradeState::Running);
-                let step = status.steps.iter().find(|step| step.name == "cluster-api").context("no such step")?;
-                // That step fails on the new node.
-                if !running || step.state != StepState::Failed {
-                    return Ok(Seen::NotYet(format!("{running}: {step:?}")));
-                }
-                let notes: Api<ConfigMap> = Api::namespaced(appliance.client().await?, "default");
-                let made = notes.create(&PostParams::default(), &note("meanwhile")?).await;
-                anyhow::Ok(made.map_or_else(|e| Seen::NotYet(e.to_string()), |_| Seen::Done(())))
-            })
-            .await
-        };
-        let fault = Fault::strikes("an appliance gets a bundle that does not become ready");
-        let (returned, made) = tokio::join!(upgrade(appliance, &worse, &["--deadline", DEADLINE]), meanwhile);
-        made?;
-        let why = returned.err().context("it counts as done")?.to_string();
-        anyhow::ensure!(why.contains("the appliance is as before"), "{why}");
-        eventually("the appliance to be ready again", PATIENCE, || async {
+    has_version(appliance, PREVIOUS.version()).await?;
+    let processes = appliance.processes()?;
+    let notes: Api<ConfigMap> = Api::namespaced(appliance.client().await?, "default");
+    notes.create(&PostParams::default(), &note("before")?).await?;
+    let meanwhile = async {
+        eventually("a note on the data of the new bundle", PATIENCE, || async {
             let status = appliance.status().await?;
-            anyhow::Ok(Seen::when(status.phase == Phase::Ready, status.message))
+            let running = status.upgrade.is_some_and(|upgrade| upgrade.state == UpgradeState::Running);
+            let step = status.steps.iter().find(|step| step.name == "cluster-api").context("no such step")?;
+            // That step fails on the new node.
+            if !running || step.state != StepState::Failed {
+                return Ok(Seen::NotYet(format!("{running}: {step:?}")));
+            }
+            let notes: Api<ConfigMap> = Api::namespaced(appliance.client().await?, "default");
+            let made = notes.create(&PostParams::default(), &note("meanwhile")?).await;
+            anyhow::Ok(made.map_or_else(|e| Seen::NotYet(e.to_string()), |_| Seen::Done(())))
         })
-        .await?;
-        is(appliance, UpgradeState::Returned, BETTER).await?;
-        let notes: Api<ConfigMap> = Api::namespaced(appliance.client().await?, "default");
-        anyhow::ensure!(notes.get_opt("before").await?.is_some(), "what was there before is gone");
-        anyhow::ensure!(notes.get_opt("meanwhile").await?.is_none(), "the data are those of the new bundle");
-        anyhow::ensure!(appliance.processes()? == processes, "{:?}, they were {processes:?}", appliance.processes()?);
-        fault.survived();
-        Ok(())
+        .await
+    };
+    let fault = Fault::strikes("an appliance gets a bundle that does not become ready");
+    let (returned, made) = tokio::join!(upgrade(appliance, &worse, &["--deadline", DEADLINE]), meanwhile);
+    made?;
+    let why = returned.err().context("it counts as done")?.to_string();
+    anyhow::ensure!(why.contains("the appliance is as before"), "{why}");
+    eventually("the appliance to be ready again", PATIENCE, || async {
+        let status = appliance.status().await?;
+        anyhow::Ok(Seen::when(status.phase == Phase::Ready, status.message))
     })
-    .await
+    .await?;
+    is(appliance, UpgradeState::Returned, &version).await?;
+    let notes: Api<ConfigMap> = Api::namespaced(appliance.client().await?, "default");
+    has_version(appliance, PREVIOUS.version()).await?;
+    anyhow::ensure!(notes.get_opt("before").await?.is_some(), "what was there before is gone");
+    anyhow::ensure!(notes.get_opt("meanwhile").await?.is_none(), "the data are those of the new bundle");
+    anyhow::ensure!(appliance.processes()? == processes, "{:?}, they were {processes:?}", appliance.processes()?);
+    fault.survived();
+    Ok(())
+}
+
+/// The bundle that is under test.
+fn given() -> Result<PathBuf> {
+    let given = std::env::var_os("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE is not set: run `cargo xtask test`")?;
+    Ok(given.into())
 }
 
 /// `edgectl upgrade --wait`.
 async fn upgrade(appliance: &Appliance, bundle: &Path, more: &[&str]) -> Result<()> {
     let bundle = bundle.to_str().context("a path that is no text")?;
     appliance.edgectl(&[&["upgrade", bundle, "--wait"], more].concat()).await.map(drop)
+}
+
+/// Of the system cluster.
+async fn has_version(appliance: &Appliance, version: &str) -> Result<()> {
+    let found = appliance.client().await?.apiserver_version().await?.git_version;
+    anyhow::ensure!(found == version, "the API server is {found}, not {version}");
+    Ok(())
 }
 
 /// What the agent says of the upgrade and of the bundle in force; nothing of it is left half-done.
@@ -117,7 +146,8 @@ fn note(name: &str) -> Result<ConfigMap> {
     Ok(serde_json::from_value(serde_json::json!({"metadata": {"name": name}}))?)
 }
 
-/// A bundle with another node image (one more annotation) and an edited index; its other files are those of `from`.
+/// A bundle with another node image (one more annotation), another agent (one more byte) and an edited index; its other
+/// files are those of `from`.
 fn variant(from: &Path, to: &Path, edit: impl FnOnce(&mut Index)) -> Result<()> {
     link(from, to)?;
     let path = to.join(INDEX_FILE);
@@ -132,7 +162,16 @@ fn variant(from: &Path, to: &Path, edit: impl FnOnce(&mut Index)) -> Result<()> 
     let text = manifest.to_string();
     node.digest = format!("sha256:{}", edge_image::cache::hex(&Sha256::digest(&text)));
     fs::write(blob(&node.digest), text)?;
-    // Not through the link.
+    let agent = index.programs.iter_mut().find(|program| Path::new("bin").join(&program.name) == Path::new(AGENT));
+    let agent = agent.context("the bundle has no agent")?;
+    let mut program = fs::read(from.join(AGENT))?;
+    program.push(0);
+    agent.digest = format!("sha256:{}", edge_image::cache::hex(&Sha256::digest(&program)));
+    agent.size = program.len() as u64;
+    // Not through the links.
+    fs::remove_file(to.join(AGENT))?;
+    fs::write(to.join(AGENT), program)?;
+    fs::set_permissions(to.join(AGENT), fs::Permissions::from_mode(0o755))?;
     fs::remove_file(&path)?;
     fs::write(&path, serde_json::to_vec(&index)?)?;
     Ok(())

@@ -20,10 +20,19 @@ use crate::appliance::Appliance;
 
 /// What the secret is called that lies open.
 const CANARY: &str = "e2e-canary";
+/// Of the proxy in the site file, where [`plant`] put it.
+const PROXY_PASSWORD: &str = "e2e-proxy-password";
 /// Cluster API's bootstrap provider keeps the join token in its own object, where its manager looks for it.
 const OF_UPSTREAM: &str = "KubeadmConfig";
 /// What is told to others, so that nothing in it may be a secret, whatever its mode.
 const TOLD: [&str; 4] = ["audit", "console", "edge.log", "edge.log.1"];
+
+/// Gives the site file a proxy that wants a password, and that nothing goes through.
+pub fn plant(appliance: &Appliance) -> Result<()> {
+    let url = format!("http://edge:{PROXY_PASSWORD}@127.0.0.1:9");
+    let proxy = format!("proxy: {{http: '{url}', https: '{url}', no_proxy: 0.0.0.0/0}}\n");
+    appliance.site.edit("device_id:", &format!("{proxy}device_id:"))
+}
 
 /// Searches everywhere; every place with a secret is in the error.
 pub async fn stay_secret(appliance: &Appliance) -> Result<()> {
@@ -32,6 +41,7 @@ pub async fn stay_secret(appliance: &Appliance) -> Result<()> {
     // One that does lie open, which shows that such are found.
     let canary = format!("e2e-canary-{}", std::process::id());
     secrets.insert(canary.clone(), CANARY.to_owned());
+    secrets.insert(PROXY_PASSWORD.to_owned(), "site file/proxy".to_owned());
     let mut search = Search::new(secrets)?;
     let maps = Api::<ConfigMap>::default_namespaced(client.clone());
     let data = serde_json::from_value(json!({ "metadata": { "name": CANARY }, "data": { "text": canary } }))?;
@@ -173,11 +183,14 @@ impl Search {
         Ok(())
     }
 
-    /// Arguments and environment of everything that runs.
+    /// Arguments and environment of everything that runs. Only containerd has its proxy in its environment, as Go programs
+    /// want it, and hands it on to its shims.
     fn processes(&mut self) -> Result<()> {
         for entry in fs::read_dir("/proc")? {
             let path = entry?.path();
-            for what in ["cmdline", "environ"] {
+            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            let whats: &[_] = if name.starts_with("containerd") { &["cmdline"] } else { &["cmdline", "environ"] };
+            for what in whats {
                 // What is no process has neither; one that has just ended has nothing to read.
                 let Ok(text) = fs::read(path.join(what)) else { continue };
                 self.stream(&path.join(what).display().to_string(), text.as_slice())?;

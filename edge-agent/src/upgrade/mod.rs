@@ -1,15 +1,17 @@
 //! An upgrade of the appliance: another bundle for what runs, and the one before where it does not become ready.
 //!
 //! ```text
-//! Asked ── verified, data kept ──► Running ── every step ready ──► Done
+//! Asked ── verified, data kept ──► Running ── every step ready, by the new agent ──► Done
 //!   │                                 │ deadline
 //!   └───────── damaged ──► Returned ◄── Returning
 //! ```
 //!
 //! What is durable is this [`Record`]. The steps do the rest: with another bundle they find another node image, other
-//! artifacts, another operator, other manifests, and change what differs, in their order (R-12). Machines are no part of
-//! that, so they run on. Kubernetes cannot go back to a minor before its data: the way back over a minor begins with the
+//! artifacts, another operator, other manifests, and change what differs, in their order (R-12); the agent itself is the
+//! last ([`programs`]). Machines are no part of that, so they run on. Kubernetes cannot go back to a minor before its data: the way back over a minor begins with the
 //! data as they were kept (see [`crate::backup`]).
+
+mod programs;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,10 @@ use crate::durable;
 use crate::engine::{Failure, chain};
 use crate::paths::Paths;
 use crate::world::World;
+use programs::Programs;
 
+/// A new agent that has started so often, and has not got everything ready, is not started again.
+const STARTS: u32 = 5;
 /// Below the root: etcd's data as they were before.
 pub const KEPT: &str = "etcd/upgrade.db";
 /// Below the root: bundles that did not come with the box, each in a folder named by the digest of its index.
@@ -63,6 +68,9 @@ pub struct Record {
     deadline: u64,
     /// When the data were kept.
     kept: Option<Timestamp>,
+    /// How often the new agent has started.
+    #[serde(default)]
+    starts: u32,
     message: String,
 }
 
@@ -89,7 +97,7 @@ impl Record {
 
     fn turn(&mut self, world: &World, state: UpgradeState, message: impl Into<String>) -> Result<(), Failure> {
         (self.state, self.message) = (state, message.into());
-        if state == UpgradeState::Running {
+        if state == UpgradeState::Running && self.kept.is_none() {
             self.kept = Some(Timestamp::now());
         }
         durable::write_json(&world.paths.upgrade(), self).map_err(|e| Failure::of(&e))?;
@@ -151,6 +159,7 @@ pub fn ask(paths: &Paths, given: &Path, bundle: &Path, deadline: Duration) -> Re
         state: UpgradeState::Asked,
         deadline: deadline.as_secs(),
         kept: None,
+        starts: 0,
         message: "begins with the next pass".to_owned(),
     };
     durable::write_json(&paths.upgrade(), &record).map_err(|e| refused(chain(&e), "see to it that there is space"))?;
@@ -212,6 +221,11 @@ pub async fn advance(
         }
     }
     if record.state == UpgradeState::Returning {
+        if let Some(programs) = Programs::of(&world.paths).filter(Programs::are_exchanged) {
+            programs.give_back().map_err(|e| Failure::of(&e))?;
+            world.renew.cancel();
+            return Err(Failure::new("the agent before takes over"));
+        }
         if record.crosses_a_minor() {
             give_data_back(world, &record).await?;
         }
@@ -229,6 +243,8 @@ async fn begin(
     verify: impl AsyncFn(&Path) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     verify(bundle).await?;
+    let (index, _) = bundle::read_index(bundle).map_err(|e| Failure::of(&e))?;
+    Programs::try_agent(bundle, &index).await?;
     let kept = world.docker.run_in(&world.kind().node(), &backup::take_snapshot("upgrade.db")).await;
     kept.map_err(|e| Failure::new(format!("the system cluster's data cannot be kept: {}", chain(&e))))
 }
@@ -249,18 +265,56 @@ async fn give_data_back(world: &World, record: &Record) -> Result<(), Failure> {
     durable::rename(&kept, &paths.join(backup::SNAPSHOT)).map_err(|e| failed(&e))
 }
 
-/// Every step is ready: an upgrade that runs is done, and what only it needed goes.
+/// Every step is ready: an upgrade that runs comes to the programs and, once they are the bundle's, is done. What only it
+/// needed goes.
 pub fn settle(world: &World) {
-    let settled = Record::load(&world.paths, &world.given_bundle).map_err(|e| Failure::of(&e)).and_then(|record| {
-        let Some(mut record) = record.filter(|record| record.state == UpgradeState::Running) else { return Ok(()) };
-        let from = record.from.bundle.display().to_string();
-        record.turn(world, UpgradeState::Done, format!("every step is ready; {from} stays"))?;
-        durable::remove_file(&world.paths.join(KEPT)).map_err(|e| Failure::of(&e))?;
-        prune(&world.paths.join(BUNDLES), &[&record.from.bundle, &record.to.bundle]).map_err(|e| Failure::of(&e))
-    });
-    if let Err(e) = settled {
+    if let Err(e) = settle_record(world) {
         warn!("upgrade: {}", e.reason);
     }
+}
+
+fn settle_record(world: &World) -> Result<(), Failure> {
+    let failed = |e: &dyn std::error::Error| Failure::of(e);
+    let record = Record::load(&world.paths, &world.given_bundle).map_err(|e| failed(&e))?;
+    let Some(mut record) = record.filter(|record| record.state == UpgradeState::Running) else { return Ok(()) };
+    let programs = Programs::of(&world.paths);
+    if let Some(programs) = &programs {
+        let index = world.index()?;
+        if programs.differ(&index).map_err(|e| failed(&e))? {
+            programs.exchange(&record.to.bundle, &index).map_err(|e| failed(&e))?;
+            record.turn(world, UpgradeState::Running, "the new agent takes over")?;
+            world.renew.cancel();
+            return Ok(());
+        }
+    }
+    let from = record.from.bundle.display().to_string();
+    record.turn(world, UpgradeState::Done, format!("every step is ready; {from} stays"))?;
+    programs.map_or(Ok(()), |programs| programs.forget()).map_err(|e| failed(&e))?;
+    durable::remove_file(&world.paths.join(KEPT)).map_err(|e| failed(&e))?;
+    prune(&world.paths.join(BUNDLES), &[&record.from.bundle, &record.to.bundle]).map_err(|e| failed(&e))
+}
+
+/// What an agent does first of all: one that an upgrade brought counts its starts and, where they are too many, gives the
+/// place back to the agent before. Tells whether it did.
+pub fn begin_life(paths: &Paths, given: &Path) -> Result<bool, durable::Error> {
+    let running = |record: &Record| record.state == UpgradeState::Running;
+    let Some(mut record) = Record::load(paths, given)?.filter(running) else { return Ok(false) };
+    let Some(programs) = Programs::of(paths).filter(Programs::are_exchanged) else { return Ok(false) };
+    record.starts += 1;
+    let too_many = record.starts > STARTS;
+    if too_many {
+        record.state = UpgradeState::Returning;
+        record.message = format!("the new agent has started {STARTS} times, and did not get everything ready");
+    }
+    match durable::write_json(&paths.upgrade(), &record) {
+        // A full disk must not keep it from starting.
+        Err(_) if !too_many => return Ok(false),
+        written => written?,
+    }
+    if too_many {
+        programs.give_back()?;
+    }
+    Ok(too_many)
 }
 
 /// Removes bundles that nothing names.
