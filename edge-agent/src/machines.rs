@@ -90,10 +90,12 @@ pub async fn follow(
         };
         tokio::select! {
             changed = clients.changed() => if changed.is_err() { return },
-            () = follow_kind(&client, &objects.machines, machines, wake) => wake(),
+            () = follow_kind(&client, &objects.machines, machines, wake) => {}
             () = follow_kind(&client, &objects.clusters, clusters, || {}) => {}
             () = follow_appliance(&client, wake) => {}
         }
+        // Where a watch breaks the system cluster may be gone.
+        wake();
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -1,4 +1,6 @@
-//! What the targets share: XML as another reader than ours sees it.
+//! What the targets share: XML as another reader than ours sees it, and archives.
+
+pub mod archive;
 
 use roxmltree::{Document, Node, NodeType};
 

@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use make::{make, take_snapshot};
-pub use restore::{Restored, restore};
+pub use restore::{Restored, restore, unpack_and_place};
 
 use crate::{daemon, durable};
 

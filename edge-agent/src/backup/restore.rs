@@ -55,7 +55,11 @@ async fn has_none(paths: &Paths, instance: &Instance) -> Result<(), Error> {
     Err(refused(message, "`edgectl reset` removes it, if it is not wanted any more"))
 }
 
-fn unpack_and_place(paths: &Paths, instance: &Instance, backup: &Path) -> Result<Restored, Error> {
+/// Puts a backup below a root that no agent has. A refusal leaves nothing behind.
+///
+/// # Errors
+/// [`Error::Damaged`], [`Error::Refused`], or what the file system said.
+pub fn unpack_and_place(paths: &Paths, instance: &Instance, backup: &Path) -> Result<Restored, Error> {
     let staging = paths.join("restore");
     durable::remove_folder(&staging)?;
     let placed = (|| {
