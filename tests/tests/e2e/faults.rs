@@ -11,8 +11,9 @@ use edge_api::edge_cluster::ClusterPhase;
 use edge_api::{VirtualMachine, condition};
 use edge_tests::inventory::{run, virsh};
 use edge_tests::wait::{Seen, eventually};
-use kube::ResourceExt as _;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -175,19 +176,38 @@ pub async fn reset(appliance: &Appliance) -> Result<()> {
 async fn survive(appliance: &Appliance, fault: Fault) -> Result<Answers> {
     let before = State::of(appliance).await?;
     let workload = workload::client(appliance).await?;
+    let booted = boots(&workload).await?;
     let back = async {
         fault.strike(appliance).await?;
+        // After a cut the API server says for a while what was true before it; only the boot ID tells.
+        eventually("the cluster's node to be ready, in the right life", PATIENCE, || async {
+            let now = boots(&workload).await?;
+            let same = now.keys().eq(booted.keys()) && now.values().all(|node| node.1);
+            let lived = now.iter().all(|(name, node)| booted.get(name).is_some_and(|before| before.0 == node.0));
+            anyhow::Ok(Seen::when(same && lived == fault.guests_live_on(), now))
+        })
+        .await?;
         eventually("all of it to be back", PATIENCE, || async {
             let missing = missing(appliance, fault, &before).await?;
             anyhow::Ok(Seen::when(missing.is_none(), missing))
         })
         .await?;
-        workload::nodes_ready(&workload, 1).await
+        Ok(())
     };
     let ((), answers) = requests::meanwhile(workload.clone(), back).await?;
     let after = State::of(appliance).await?;
     anyhow::ensure!(after.objects == before.objects, "objects: {:?}, then {:?}", before.objects, after.objects);
     Ok(answers)
+}
+
+/// Nodes of the cluster by name: boot ID, and whether it is ready.
+async fn boots(workload: &Client) -> Result<BTreeMap<String, (String, bool)>> {
+    let nodes = Api::<Node>::all(workload.clone()).list(&ListParams::default()).await?.items;
+    let state = |node: &Node| {
+        let boot = node.status.as_ref().and_then(|status| Some(status.node_info.as_ref()?.boot_id.clone()));
+        (boot.unwrap_or_default(), workload::is_ready(node))
+    };
+    Ok(nodes.iter().map(|node| (node.name_any(), state(node))).collect())
 }
 
 /// The first thing that is not yet as it was.

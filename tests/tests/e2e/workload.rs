@@ -103,7 +103,8 @@ pub async fn nodes_ready(workload: &Client, count: usize) -> Result<()> {
     Ok(())
 }
 
-fn is_ready(node: &Node) -> bool {
+/// What a node says of itself.
+pub fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
