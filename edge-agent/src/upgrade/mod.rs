@@ -8,8 +8,8 @@
 //!
 //! What is durable is this [`Record`]. The steps do the rest: with another bundle they find another node image, other
 //! artifacts, another operator, other manifests, and change what differs, in their order; the agent itself is the
-//! last ([`programs`]). Machines are no part of that, so they run on. Kubernetes cannot go back to a minor before its data: the way back over a minor begins with the
-//! data as they were kept (see [`crate::backup`]).
+//! last ([`programs`]). Machines are no part of that, so they run on. Kubernetes cannot go back to a minor before its
+//! data: the way back over a minor begins with the data as they were kept (see [`crate::backup`]).
 
 mod programs;
 
@@ -287,9 +287,10 @@ fn settle_record(world: &World) -> Result<(), Failure> {
             return Ok(());
         }
     }
+    // Before it is done: kept by the next upgrade would be those that are there by then.
+    programs.map_or(Ok(()), |programs| programs.forget()).map_err(|e| failed(&e))?;
     let from = record.from.bundle.display().to_string();
     record.turn(world, UpgradeState::Done, format!("every step is ready; {from} stays"))?;
-    programs.map_or(Ok(()), |programs| programs.forget()).map_err(|e| failed(&e))?;
     durable::remove_file(&world.paths.join(KEPT)).map_err(|e| failed(&e))?;
     prune(&world.paths.join(BUNDLES), &[&record.from.bundle, &record.to.bundle]).map_err(|e| failed(&e))
 }

@@ -109,7 +109,9 @@ fn destroy(domain: &str) -> Result<()> {
 fn end(service: &str) -> Result<()> {
     let file = format!("/run/{service}.pid");
     let process = fs::read_to_string(&file).with_context(|| file.clone())?;
-    kill(Pid::from_raw(process.trim().parse()?), Signal::SIGKILL).with_context(|| file)
+    kill(Pid::from_raw(process.trim().parse()?), Signal::SIGKILL).with_context(|| file.clone())?;
+    // As a reboot does, too: docker takes what is left of it for a docker that runs.
+    fs::remove_file(&file).with_context(|| file)
 }
 
 /// libvirtd ends with a machine half-made: guests do not notice, and the machine is made.
