@@ -108,8 +108,9 @@ fn ours(index: &Index) -> impl Iterator<Item = &Program> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), durable::Error> {
-    let content = durable::read(from, LIMIT)?.unwrap_or_default();
-    durable::write(to, &content, 0o755)
+    let missing =
+        || durable::Error::Io { action: "copy", path: from.to_owned(), source: std::io::ErrorKind::NotFound.into() };
+    durable::write(to, &durable::read(from, LIMIT)?.ok_or_else(missing)?, 0o755)
 }
 
 #[cfg(test)]
@@ -157,6 +158,10 @@ mod tests {
         assert!(!programs.differ(&index).unwrap() && programs.are_exchanged());
         assert_eq!(content(&programs), [agent, ctl.clone(), foreign.clone()], "of the bundle only what is ours");
         programs.give_back().unwrap();
+        programs.give_back().unwrap();
+        fs::rename(bundle.join("bin/edge-agent"), folder.path().join("elsewhere")).unwrap();
+        let missing = programs.exchange(&bundle, &index).unwrap_err().to_string();
+        assert!(missing.ends_with("bin/edge-agent"), "{missing}");
         programs.give_back().unwrap();
         assert!(programs.differ(&index).unwrap() && !programs.are_exchanged());
         // What was not there before may stay: nothing runs it.

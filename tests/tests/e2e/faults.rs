@@ -87,7 +87,8 @@ impl Fault {
                 kill(Pid::from_raw(appliance.agent_pid()?), Signal::SIGKILL).context("killing the agent")?;
                 run("docker", &["kill", &node])?;
                 appliance.processes()?.keys().try_for_each(|domain| destroy(domain))?;
-                ["docker", "docker/containerd/containerd", "libvirtd", "virtlogd"].into_iter().try_for_each(end)?;
+                // containerd does not outlive its docker, so it is the first.
+                ["docker/containerd/containerd", "docker", "libvirtd", "virtlogd"].into_iter().try_for_each(end)?;
                 // What starts with the host.
                 let status = appliance.up()?.status().await?;
                 anyhow::ensure!(status.success(), "up: {status}");
