@@ -43,7 +43,6 @@ pub fn kind_config(facts: &Facts<'_>) -> Value {
     let mount = |host: &Path, node: &str| json!({"hostPath": host, "containerPath": node});
     let below = |folder: &str, node: &str| mount(&facts.root.join(folder), node);
     let audit = |file: &str| format!("{NODE_AUDIT}/{file}");
-    let arg = |name: &str, value: &str| json!({"name": name, "value": value});
     let mut kubelet = json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -56,14 +55,15 @@ pub fn kind_config(facts: &Facts<'_>) -> Value {
     let cluster = json!({
         "kind": "ClusterConfiguration",
         "apiServer": {
-            "extraArgs": [
-                arg("service-node-port-range", "10000-32767"),
-                arg("audit-policy-file", &audit("policy.yaml")),
-                arg("audit-log-path", &audit("audit.log")),
-                arg("audit-log-maxsize", "20"),
-                arg("audit-log-maxbackup", "3"),
-                arg("audit-log-maxage", "30"),
-            ],
+            // As a map and without a version: kind makes a list of it for Kubernetes 1.36 and later, where kubeadm has one.
+            "extraArgs": {
+                "service-node-port-range": "10000-32767",
+                "audit-policy-file": audit("policy.yaml"),
+                "audit-log-path": audit("audit.log"),
+                "audit-log-maxsize": "20",
+                "audit-log-maxbackup": "3",
+                "audit-log-maxage": "30",
+            },
             "extraVolumes": [{
                 "name": "audit", "hostPath": NODE_AUDIT, "mountPath": NODE_AUDIT, "readOnly": false,
                 "pathType": "Directory",
@@ -378,10 +378,12 @@ mod tests {
     }
 
     #[test]
-    fn kind_accepts_only_strings_as_patches() {
+    fn patches_are_strings_and_for_every_kubernetes_version() {
         let config = kind_config(&facts(Path::new("/r")));
         for patch in config["kubeadmConfigPatches"].as_array().unwrap() {
-            serde_json::from_str::<Value>(patch.as_str().unwrap()).unwrap();
+            let patch: Value = serde_json::from_str(patch.as_str().unwrap()).unwrap();
+            // kubeadm's are of v1beta3 before Kubernetes 1.36, and of v1beta4 from there on.
+            assert!(patch["apiVersion"] != "kubeadm.k8s.io/v1beta3" && patch["apiVersion"] != "kubeadm.k8s.io/v1beta4");
         }
     }
 }
