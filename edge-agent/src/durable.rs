@@ -65,7 +65,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = Effect::WriteFile.around(|| {
+    let written = Effect::write(path).around(|| {
         remove_torn(folder, &name)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         // The mode above is masked by the umask.
@@ -178,13 +178,13 @@ pub fn only_files(folder: &Path, files: &BTreeMap<String, String>, mode: u32) ->
 /// Gives a file or folder, whose content is on the disk, another path on the same file system.
 pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     let folder = to.parent().unwrap_or(Path::new("/"));
-    let renamed = Effect::RenamePath.around(|| fs::rename(from, to).and_then(|()| File::open(folder)?.sync_all()));
+    let renamed = Effect::rename(to).around(|| fs::rename(from, to).and_then(|()| File::open(folder)?.sync_all()));
     renamed.map_err(io("write", to))
 }
 
 /// Removes a file; not there is done.
 pub fn remove_file(path: &Path) -> Result<bool, Error> {
-    match Effect::RemoveFile.around(|| fs::remove_file(path)) {
+    match Effect::remove_file(path).around(|| fs::remove_file(path)) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io("remove", path)(e)),
@@ -193,7 +193,7 @@ pub fn remove_file(path: &Path) -> Result<bool, Error> {
 
 /// Removes a folder with all that is in it; not there is done.
 pub fn remove_folder(path: &Path) -> Result<bool, Error> {
-    match Effect::RemoveFolder.around(|| fs::remove_dir_all(path)) {
+    match Effect::remove_folder(path).around(|| fs::remove_dir_all(path)) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io("remove", path)(e)),

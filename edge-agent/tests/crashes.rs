@@ -15,10 +15,12 @@ use anyhow::{Context as _, Result};
 use crash_points::{Point, points};
 use edge_agent::effects::Effect;
 use edge_api::Instance;
-use edge_api::agent::{Phase, Status, StepState};
+use edge_api::agent::{Phase, Status, StepState, UpgradeState};
+use edge_api::bundle::{ArtifactKind, Index};
 use edge_client::Client;
 use edge_profiles::build_archive;
 use edge_tests::Fault;
+use edge_tests::bundles::{self, variant};
 use edge_tests::crashes::{Armed, until_it_is_done, while_it_ends};
 use edge_tests::inventory::{Inventory, run};
 use edge_tests::wait::{Seen, eventually};
@@ -26,13 +28,33 @@ use kube::api::{DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Config, ResourceExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 /// A node is made within minutes, once for each point around it.
 const PATIENCE: Duration = Duration::from_mins(20);
 /// What an agent reaches that has no bundle.
-const QUICK: [Effect; 2] = [Effect::MakeFolder, Effect::WriteFile];
+const QUICK: [Effect; 10] = [
+    Effect::MakeFolder,
+    Effect::WriteInstance,
+    Effect::WriteNumber,
+    Effect::WriteTemplate,
+    Effect::WriteSchema,
+    Effect::WriteIdentity,
+    Effect::WriteSiteInForce,
+    Effect::WriteSteps,
+    Effect::WriteClock,
+    Effect::WriteSiteFile,
+];
+/// What one reaches that finds an upgrade whose time is over.
+const RETURN: [Effect; 6] = [
+    Effect::WriteUpgrade,
+    Effect::TurnBack,
+    Effect::GiveProgramsBack,
+    Effect::WriteProgram,
+    Effect::ForgetPrograms,
+    Effect::EndReturn,
+];
 const FAULT: &str = "the agent ends before or after one of its side effects";
 
 const SITE: &str = "device_id: store-crash
@@ -57,20 +79,68 @@ async fn the_agent_ends_at_every_point_of_its_start() -> Result<()> {
         let agent = || Command::from(support::command(&root, &[]));
         while_it_ends(agent, armed, async {
             reached(&root, "waits", |s| s.phase == Phase::WaitingForSite).await?;
-            for device in ["store-1", "store-2"] {
-                support::write_site(&root, &SITE.replace("store-crash", device));
+            let has = async |device: &str| {
                 let seen = |s: &Status| s.device_id.as_deref() == Some(device) && s.phase == Phase::Failing;
-                reached(&root, "has the site", seen).await?;
-            }
+                reached(&root, "has the site", seen).await
+            };
+            support::write_site(&root, &SITE.replace("store-crash", "store-1"));
+            has("store-1").await?;
+            let site = SITE.replace("store-crash", "store-2").into_bytes();
+            let client = Client::new(root.join("run/agent.sock"));
+            let apply = || async {
+                let applied = client.apply(site.clone()).await;
+                anyhow::Ok(applied.map_or_else(|e| Seen::NotYet(e.to_string()), |_| Seen::Done(())))
+            };
+            eventually("a site file over the socket", PATIENCE, apply).await?;
+            has("store-2").await?;
             files(&root)
         })
         .await
     }
+    at_each(&QUICK, life).await
+}
+
+/// An agent that an upgrade has brought, and that has not become ready in time, becomes the agent before.
+#[tokio::test]
+async fn the_agent_ends_at_every_point_of_a_return() -> Result<()> {
+    async fn life(armed: &Armed) -> Result<BTreeSet<String>> {
+        let folder = tempfile::tempdir()?;
+        let root = folder.path().join("root");
+        for made in ["bin/.before", "state", "conf"] {
+            fs::create_dir_all(root.join(made))?;
+        }
+        let program = root.join(bundles::AGENT);
+        fs::copy(env!("CARGO_BIN_EXE_edge-agent"), &program)?;
+        let mut before = fs::read(&program)?;
+        before.push(0);
+        fs::write(root.join("bin/.before/edge-agent"), &before)?;
+        fs::set_permissions(root.join("bin/.before/edge-agent"), fs::Permissions::from_mode(0o755))?;
+        let side = |version| json!({"bundle": "/nowhere", "version": version, "kubernetesVersion": "v1.36.3"});
+        let record = json!({"given": "/nonexistent", "from": side("1"), "to": side("2"), "state": "Running",
+            "deadline": 0, "kept": null, "message": "the new agent takes over"});
+        fs::write(root.join("state/upgrade.json"), record.to_string())?;
+        support::write_site(&root, SITE);
+        while_it_ends(|| Command::from(support::command_of(&program, &root, &[])), armed, async {
+            let returned = |s: &Status| {
+                s.upgrade.as_ref().is_some_and(|upgrade| upgrade.state == UpgradeState::Returned)
+                    && s.phase == Phase::Failing
+            };
+            reached(&root, "is as before", returned).await?;
+            anyhow::ensure!(fs::read(&program)? == before, "the agent is not the one before");
+            files(&root)
+        })
+        .await
+    }
+    at_each(&RETURN, life).await
+}
+
+/// One life without an end, and one that ends before and after each of these effects: the same files.
+async fn at_each(effects: &[Effect], life: impl AsyncFn(&Armed) -> Result<BTreeSet<String>>) -> Result<()> {
     let undisturbed = life(&Armed::default()).await.context("undisturbed")?;
-    let quick: Vec<Point> = points::<Effect>().into_iter().filter(|point| of(&QUICK, point)).collect();
-    assert_eq!(quick.len(), 2 * QUICK.len());
-    let fault = Fault::strikes(FAULT).times(quick.len());
-    let armed = Armed::new(quick);
+    let points: Vec<Point> = points::<Effect>().into_iter().filter(|point| of(effects, point)).collect();
+    assert_eq!(points.len(), 2 * effects.len());
+    let fault = Fault::strikes(FAULT).times(points.len());
+    let armed = Armed::new(points);
     assert_eq!(life(&armed).await?, undisturbed);
     assert!(armed.left().is_empty(), "not reached: {:?}", armed.left());
     fault.survived();
@@ -86,13 +156,13 @@ fn of(effects: &[Effect], point: &Point) -> bool {
 #[ignore = "long: a system cluster, several times"]
 async fn the_agent_ends_before_and_after_every_effect() -> Result<()> {
     let instance: Instance = "agcrash".parse().map_err(anyhow::Error::msg)?;
-    let bundle = std::env::var("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE is not set: run `cargo xtask test`")?;
-    let site = Site::new(instance, PathBuf::from(bundle))?;
+    let site = Site::new(instance, bundles::given()?)?;
     let baseline = Inventory::take()?;
     let all: Vec<Point> = points::<Effect>().into_iter().chain(points::<edge_layers::Effect>()).collect();
     let undisturbed = life(&site, &Armed::default()).await.context("undisturbed")?;
 
-    let fault = Fault::strikes(FAULT).times(all.iter().filter(|point| !of(&QUICK, point)).count());
+    let fault =
+        Fault::strikes(FAULT).times(all.iter().filter(|point| !of(&QUICK, point) && !of(&RETURN, point)).count());
     let armed = Armed::new(all.clone());
     let outcome = life(&site, &armed).await;
     println!("{} of {} points passed", all.len() - armed.left().len(), all.len());
@@ -112,9 +182,12 @@ struct Site {
     instance: Instance,
     root: PathBuf,
     bundle: PathBuf,
-    /// Profile archives and the backup.
+    /// Profile archives, other bundles and the backup.
     folder: tempfile::TempDir,
 }
+
+/// Version of a bundle that is taken on, and of one that is left again.
+const VERSIONS: [&str; 2] = ["0.1.1", "0.1.2"];
 
 impl Site {
     fn new(instance: Instance, bundle: PathBuf) -> Result<Self> {
@@ -123,7 +196,45 @@ impl Site {
         let site = Self { instance, root, bundle, folder };
         site.build_profile("1", &["one", "two"], true)?;
         site.build_profile("2", &["one"], false)?;
+        let [better, worse] = VERSIONS;
+        site.build_bundle(better, |_| {})?;
+        site.build_bundle(worse, |index| {
+            "v1.37.0".clone_into(&mut index.kubernetes_version);
+            index.artifacts.retain(|artifact| artifact.registry || artifact.kind != ArtifactKind::Manifests);
+        })?;
         Ok(site)
+    }
+
+    /// With an agent that has points.
+    fn build_bundle(&self, version: &str, edit: impl FnOnce(&mut Index)) -> Result<()> {
+        let agent = Path::new(env!("CARGO_BIN_EXE_edge-agent"));
+        variant(&self.bundle, &self.folder.path().join(version), agent, |index| {
+            version.clone_into(&mut index.version);
+            edit(index);
+        })
+    }
+
+    /// The agent where an upgrade finds it.
+    fn place_agent(&self) -> Result<()> {
+        fs::create_dir_all(self.root.join("bin"))?;
+        fs::copy(env!("CARGO_BIN_EXE_edge-agent"), self.root.join(bundles::AGENT))?;
+        Ok(())
+    }
+
+    /// Upgrades to a bundle, and waits until that is over.
+    async fn upgrade(&self, version: &str, deadline: &str, armed: &Armed, state: UpgradeState) -> Result<()> {
+        let bundle = self.folder.path().join(version);
+        let bundle = bundle.to_str().context("a path that is no text")?;
+        eventually("an upgrade is asked for", PATIENCE, || async {
+            let asked = until_it_is_done(|| self.edgectl(&["upgrade", bundle, "--deadline", deadline]), armed).await;
+            anyhow::Ok(asked.map_or_else(|e| Seen::NotYet(e.to_string()), Seen::Done))
+        })
+        .await?;
+        reached(&self.root, "an upgrade is over", |status| {
+            status.phase == Phase::Ready
+                && status.upgrade.as_ref().is_some_and(|u| u.to.starts_with(version) && u.state == state)
+        })
+        .await
     }
 
     fn build_profile(&self, version: &str, objects: &[&str], chart: bool) -> Result<()> {
@@ -146,7 +257,7 @@ impl Site {
     }
 
     fn agent(&self) -> Command {
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+        let mut agent = Command::new(self.root.join(bundles::AGENT));
         agent.args(["run", "--instance", self.instance.as_str(), "--bundle"]).arg(&self.bundle);
         agent.arg("--root").arg(&self.root);
         agent
@@ -208,6 +319,8 @@ async fn life(site: &Site, armed: &Armed) -> Result<Vec<Look>> {
     let mut looks = Vec::new();
     let backup = site.folder.path().join("backup");
     let path = backup.to_str().context("a path that is no text")?;
+    let [better, worse] = VERSIONS;
+    site.place_agent()?;
     site.put_profile("1")?;
     site.put("unattended.yaml", SITE.as_bytes())?;
     while_it_ends(|| site.agent(), armed, async {
@@ -228,6 +341,12 @@ async fn life(site: &Site, armed: &Armed) -> Result<Vec<Look>> {
         site.put("unattended.yaml", SITE.as_bytes())?;
         site.ready(SECOND, proxied.as_deref()).await.context("no proxy, and no kubeconfig")?;
         looks.push(Look::take(site, "no proxy, and no kubeconfig").await?);
+        site.upgrade(better, "20m", armed, UpgradeState::Done).await.context("another bundle")?;
+        looks.push(Look::take(site, "another bundle").await?);
+        site.upgrade(worse, "100s", armed, UpgradeState::Returned)
+            .await
+            .context("a bundle that does not become ready")?;
+        looks.push(Look::take(site, "a bundle that does not become ready").await?);
         until_it_is_done(|| site.edgectl(&["backup", path]), &Armed::default()).await.context("backup")
     })
     .await?;
@@ -242,7 +361,9 @@ async fn life(site: &Site, armed: &Armed) -> Result<Vec<Look>> {
     })
     .await?;
     until_it_is_done(|| site.edgectl(&["reset", "--yes"]), armed).await.context("the last reset")?;
-    anyhow::ensure!(!site.root.exists(), "{} is left: {:?}", site.root.display(), files(&site.root)?);
+    let left = files(&site.root)?;
+    anyhow::ensure!(left.iter().all(|path| path.starts_with("bin")), "left: {left:?}");
+    fs::remove_dir_all(&site.root)?;
     Ok(looks)
 }
 

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use crate::backup::{self, Manifest};
 use crate::bundle;
 use crate::durable;
+use crate::effects::Effect;
 use crate::engine::{Failure, chain};
 use crate::paths::Paths;
 use crate::world::World;
@@ -100,7 +101,8 @@ impl Record {
         if state == UpgradeState::Running && self.kept.is_none() {
             self.kept = Some(Timestamp::now());
         }
-        durable::write_json(&world.paths.upgrade(), self).map_err(|e| Failure::of(&e))?;
+        let written = Effect::turn(state).around(|| durable::write_json(&world.paths.upgrade(), self));
+        written.map_err(|e| Failure::of(&e))?;
         world.board.edit(|status| status.upgrade = Some(self.told()));
         match state {
             UpgradeState::Returning | UpgradeState::Returned => {
@@ -139,6 +141,10 @@ pub fn ask(paths: &Paths, given: &Path, bundle: &Path, deadline: Duration) -> Re
     }
     let last = Record::load(paths, given).map_err(|e| refused(chain(&e), "repair or remove that file"))?;
     if let Some(last) = last.as_ref().filter(|last| !last.is_over()) {
+        if last.to.bundle == bundle {
+            // Whoever asked was interrupted, and asks again.
+            return Ok(last.told());
+        }
         let message = format!("the upgrade to {} is not over", last.to.version);
         return Err(refused(message, "`edgectl status` shows how far it is"));
     }
@@ -245,7 +251,8 @@ async fn begin(
     verify(bundle).await?;
     let (index, _) = bundle::read_index(bundle).map_err(|e| Failure::of(&e))?;
     Programs::try_agent(bundle, &index).await?;
-    let kept = world.docker.run_in(&world.kind().node(), &backup::take_snapshot("upgrade.db")).await;
+    let (node, snapshot) = (world.kind().node(), backup::take_snapshot("upgrade.db"));
+    let kept = Effect::KeepData.around_async(world.docker.run_in(&node, &snapshot)).await;
     kept.map_err(|e| Failure::new(format!("the system cluster's data cannot be kept: {}", chain(&e))))
 }
 
@@ -368,7 +375,9 @@ mod tests {
         assert!(!paths.upgrade().exists());
         let upgrade = asked(&new).unwrap();
         assert_eq!((upgrade.from.as_str(), upgrade.state), ("1 (Kubernetes v1.36.3)", UpgradeState::Asked));
-        assert!(asked(&new).unwrap_err().contains("is not over"));
+        assert_eq!(asked(&new).unwrap(), upgrade, "asked again");
+        let third = self::bundle(folder.path(), "3", "v1.36.3");
+        assert!(asked(&third).unwrap_err().contains("the upgrade to 2 is not over"));
         let record = Record::load(&paths, &old).unwrap().unwrap();
         assert_eq!(record.bundle(), old, "until it was verified");
         assert_eq!(Record::load(&paths, &new).unwrap(), None, "an agent that was given another bundle has that one");

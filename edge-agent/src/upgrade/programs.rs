@@ -7,6 +7,7 @@ use edge_api::bundle::{Index, Program};
 
 use crate::bundle;
 use crate::durable;
+use crate::effects::Effect;
 use crate::engine::{Failure, chain};
 use crate::paths::Paths;
 use crate::ports::process;
@@ -84,12 +85,11 @@ impl Programs {
 
     /// Puts those before in their place. Can be done again.
     pub fn give_back(&self) -> Result<(), durable::Error> {
-        for name in OURS {
-            let kept = self.before().join(name);
-            if kept.exists() {
-                copy(&kept, &self.bin.join(name))?;
-            }
-        }
+        let put = |name: &&str| match self.before().join(name) {
+            kept if kept.exists() => copy(&kept, &self.bin.join(name)),
+            _ => Ok(()),
+        };
+        Effect::GiveProgramsBack.around(|| OURS.iter().try_for_each(put))?;
         self.forget()
     }
 

@@ -1,26 +1,23 @@
 //! An appliance gets another bundle while its machines run on; one that does not become ready goes back, with its data.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use edge_api::agent::{Phase, StepState, UpgradeState};
-use edge_api::bundle::{ArtifactKind, INDEX_FILE, Index};
+use edge_api::bundle::ArtifactKind;
 use edge_image::pins::{CURRENT, PREVIOUS};
 use edge_tests::Fault;
+use edge_tests::bundles::{AGENT, given, variant};
 use edge_tests::inventory::run;
 use edge_tests::wait::{Seen, eventually};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::PostParams;
-use sha2::{Digest, Sha256};
 
 use crate::PATIENCE;
 use crate::appliance::Appliance;
 
-/// In a bundle, and below the root.
-const AGENT: &str = "bin/edge-agent";
 const BETTER: &str = "0.1.1";
 const WORSE: &str = "0.1.2";
 /// The node is there after half of that.
@@ -30,7 +27,7 @@ const DEADLINE: &str = "100s";
 pub async fn is_taken_on(appliance: &Appliance) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let better = folder.path().join("better");
-    variant(&given()?, &better, |index| BETTER.clone_into(&mut index.version))?;
+    variant(&given()?, &better, &given()?.join(AGENT), |index| BETTER.clone_into(&mut index.version))?;
     let (processes, node, agent) = (appliance.processes()?, node(appliance)?, appliance.agent_pid()?);
     let fault = Fault::strikes("an appliance gets another bundle");
     upgrade(appliance, &better, &[]).await?;
@@ -61,7 +58,7 @@ pub async fn is_left(appliance: &Appliance) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let worse = folder.path().join("worse");
     let mut version = String::new();
-    variant(&given()?, &worse, |index| {
+    variant(&given()?, &worse, &given()?.join(AGENT), |index| {
         version = std::mem::replace(&mut index.version, WORSE.to_owned());
         index.artifacts.retain(|artifact| artifact.registry || artifact.kind != ArtifactKind::Manifests);
     })?;
@@ -104,12 +101,6 @@ pub async fn is_left(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-/// The bundle that is under test.
-fn given() -> Result<PathBuf> {
-    let given = std::env::var_os("PCG_EDGE_BUNDLE").context("PCG_EDGE_BUNDLE is not set: run `cargo xtask test`")?;
-    Ok(given.into())
-}
-
 /// `edgectl upgrade --wait`.
 async fn upgrade(appliance: &Appliance, bundle: &Path, more: &[&str]) -> Result<()> {
     let bundle = bundle.to_str().context("a path that is no text")?;
@@ -144,49 +135,4 @@ fn node(appliance: &Appliance) -> Result<String> {
 
 fn note(name: &str) -> Result<ConfigMap> {
     Ok(serde_json::from_value(serde_json::json!({"metadata": {"name": name}}))?)
-}
-
-/// A bundle with another node image (one more annotation), another agent (one more byte) and an edited index; its other
-/// files are those of `from`.
-fn variant(from: &Path, to: &Path, edit: impl FnOnce(&mut Index)) -> Result<()> {
-    link(from, to)?;
-    let path = to.join(INDEX_FILE);
-    let mut index: Index = serde_json::from_slice(&fs::read(&path)?)?;
-    edit(&mut index);
-    let version = index.version.clone();
-    let node = index.artifacts.iter_mut().find(|artifact| artifact.kind == ArtifactKind::Node);
-    let node = node.context("the bundle has no node image")?;
-    let blob = |digest: &str| to.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
-    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(blob(&node.digest))?)?;
-    manifest["annotations"]["pcg-edge.io/variant"] = version.into();
-    let text = manifest.to_string();
-    node.digest = format!("sha256:{}", edge_image::cache::hex(&Sha256::digest(&text)));
-    fs::write(blob(&node.digest), text)?;
-    let agent = index.programs.iter_mut().find(|program| Path::new("bin").join(&program.name) == Path::new(AGENT));
-    let agent = agent.context("the bundle has no agent")?;
-    let mut program = fs::read(from.join(AGENT))?;
-    program.push(0);
-    agent.digest = format!("sha256:{}", edge_image::cache::hex(&Sha256::digest(&program)));
-    agent.size = program.len() as u64;
-    // Not through the links.
-    fs::remove_file(to.join(AGENT))?;
-    fs::write(to.join(AGENT), program)?;
-    fs::set_permissions(to.join(AGENT), fs::Permissions::from_mode(0o755))?;
-    fs::remove_file(&path)?;
-    fs::write(&path, serde_json::to_vec(&index)?)?;
-    Ok(())
-}
-
-fn link(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            link(&entry.path(), &place)?;
-        } else if fs::hard_link(entry.path(), &place).is_err() {
-            fs::copy(entry.path(), &place)?;
-        }
-    }
-    Ok(())
 }
