@@ -197,13 +197,17 @@ pub async fn run(options: Options) -> Result<End, Error> {
         cancel: stop_serving.clone(),
     };
     let server = tokio::spawn(server.run());
-    let follow_objects = tokio::spawn(machines::follow(world.clients(), objects, board.clone(), wake));
+    let follow_objects = tokio::spawn(machines::follow(world.clients(), objects, board.clone(), wake.clone()));
     let follow_site = tokio::spawn(follower.run());
     let engine =
         Engine::new(steps::all(&world), board, paths.steps(), steps::basis(&world), site, events, cancel.clone())
             .settled({
                 let world = world.clone();
-                move || upgrade::settle(&world)
+                move || {
+                    if upgrade::settle(&world) {
+                        let _it_is_awake_already = wake.try_send(());
+                    }
+                }
             });
 
     let mut terminate = signal(SignalKind::terminate()).map_err(io("listen for SIGTERM"))?;

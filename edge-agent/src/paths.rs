@@ -66,6 +66,11 @@ impl Paths {
         self.join("state/upgrade.json")
     }
 
+    /// What bundles have brought into the registry.
+    pub fn registry_content(&self) -> PathBuf {
+        self.join("state/registry.json")
+    }
+
     /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.join(edge_api::agent::SOCKET)

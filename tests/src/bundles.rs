@@ -11,6 +11,10 @@ use sha2::{Digest as _, Sha256};
 /// The agent in a bundle, and below the root of an appliance.
 pub const AGENT: &str = "bin/edge-agent";
 
+/// How the name of an artifact begins that no object of the example's appliance names: an image of a layer, of which the
+/// cluster profile names the manifests.
+pub const UNNAMED: &str = "registry.k8s.io/metrics-server/metrics-server:";
+
 /// The bundle that is under test.
 ///
 /// # Errors
@@ -20,8 +24,8 @@ pub fn given() -> Result<PathBuf> {
     Ok(given.into())
 }
 
-/// Makes a bundle with another node image (one more annotation), this agent with one more byte, and an edited index; its
-/// other files are those of `from`.
+/// Makes a bundle with another node image (one more annotation), this agent with one more byte, without [`UNNAMED`], and
+/// with an edited index; its other files are those of `from`.
 ///
 /// # Errors
 /// What cannot be read or written, or is missing in `from`.
@@ -29,6 +33,7 @@ pub fn variant(from: &Path, to: &Path, agent: &Path, edit: impl FnOnce(&mut Inde
     link(from, to)?;
     let path = to.join(INDEX_FILE);
     let mut index: Index = serde_json::from_slice(&fs::read(&path)?)?;
+    index.artifacts.retain(|artifact| !artifact.name.starts_with(UNNAMED));
     edit(&mut index);
     let version = index.version.clone();
     let node = index.artifacts.iter_mut().find(|artifact| artifact.kind == ArtifactKind::Node);

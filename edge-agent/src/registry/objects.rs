@@ -16,6 +16,9 @@ pub const NAME: &str = "registry";
 /// Port of the container `push` on the pod's loopback.
 pub const PUSH_PORT: u16 = 5001;
 
+/// Configuration file of the container `push`, in its pod.
+pub const PUSH_CONFIG: &str = "/etc/registry-config/push.yml";
+
 /// The namespace of all of ours.
 pub fn namespace() -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})

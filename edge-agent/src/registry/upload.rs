@@ -1,4 +1,4 @@
-//! Uploads of artifacts of the bundle, streamed through the API server's port-forward into the container `push`: no
+//! Uploads of artifacts of the bundle, and their removal, streamed through the API server's port-forward into the container `push`: no
 //! port is opened for it anywhere. Blobs that are there are skipped; a manifest goes last, so a tag never names
 //! something incomplete, and a kill costs at most one blob.
 
@@ -77,10 +77,7 @@ impl Drop for Push {
 impl Push {
     /// Connects to the pod that runs.
     pub async fn connect(client: &kube::Client) -> Result<Self, Error> {
-        let pods: Api<Pod> = Api::namespaced(client.clone(), edge_api::names::NAMESPACE);
-        let selector = format!("app.kubernetes.io/name={NAME}");
-        let running = pods.list(&ListParams::default().labels(&selector)).await?.items.into_iter().find(is_ready);
-        let name = running.and_then(|p| p.metadata.name).ok_or(Error::NoPod)?;
+        let (pods, name) = ready_pod(client).await?;
         let mut forward = pods.portforward(&name, &[PUSH_PORT]).await?;
         let stream = forward.take_stream(PUSH_PORT).ok_or(Error::NoPod)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
@@ -167,6 +164,16 @@ impl Push {
         Ok(())
     }
 
+    /// Removes a manifest with its tags; not there is done. Its blobs stay until garbage is collected.
+    pub async fn forget(&mut self, repository: &str, digest: &str) -> Result<(), Error> {
+        let path = format!("/v2/{repository}/manifests/{digest}");
+        let delete = self.expect(Method::DELETE, &path, None, empty(), StatusCode::ACCEPTED);
+        match Effect::DeleteManifest.around_async(delete).await {
+            Ok(_) | Err(Error::Answer { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn expect(
         &mut self,
         method: Method,
@@ -203,6 +210,15 @@ impl Push {
         }
         Ok(self.sender.send_request(request.body(body)?).await?)
     }
+}
+
+/// The pod of the registry that is ready, and the API with it.
+pub async fn ready_pod(client: &kube::Client) -> Result<(Api<Pod>, String), Error> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), edge_api::names::NAMESPACE);
+    let selector = format!("app.kubernetes.io/name={NAME}");
+    let ready = pods.list(&ListParams::default().labels(&selector)).await?.items.into_iter().find(is_ready);
+    let name = ready.and_then(|pod| pod.metadata.name).ok_or(Error::NoPod)?;
+    Ok((pods, name))
 }
 
 fn empty() -> Body {

@@ -18,11 +18,13 @@ use crate::durable;
 use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::node;
 use crate::objects;
+use crate::registry::content::Content;
 use crate::registry::login::Login;
 use crate::registry::objects::{NAME, namespace};
 use crate::registry::probe::Probe;
 use crate::registry::reference::Reference;
 use crate::registry::upload::Push;
+use crate::upgrade;
 use crate::world::World;
 
 /// Longest wait for the registry's pod.
@@ -66,6 +68,7 @@ impl Registry {
         let first = wanted.first().map(|(r, _)| r.clone());
         let first = first.ok_or_else(|| Failure::new("the bundle has nothing for the registry"))?;
         self.answers(run, &probe, &first).await?;
+        let mut content = Content::with(&world.paths, &index).map_err(|e| Failure::of(&e))?;
         let missing = missing(&probe, &wanted).await?;
         if !missing.is_empty() {
             self.upload(run, &client, &missing).await?;
@@ -78,6 +81,10 @@ impl Registry {
                     artifact.digest
                 )));
             }
+        }
+        // An upgrade that may still go back has needs of both sides.
+        if content.has_earlier() && !upgrade::is_under_way(world)? {
+            content.prune(&world.paths, &client).await?;
         }
         Ok(Verdict::Ready(format!("{} artifacts on port {}, read-only with login", wanted.len(), world.registry_port)))
     }

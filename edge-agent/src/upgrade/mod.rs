@@ -243,6 +243,12 @@ pub async fn advance(
     Ok(())
 }
 
+/// Whether an upgrade has begun that can still go back.
+pub fn is_under_way(world: &World) -> Result<bool, Failure> {
+    let record = Record::load(&world.paths, &world.given_bundle).map_err(|e| Failure::of(&e))?;
+    Ok(record.is_some_and(|record| !record.is_over()))
+}
+
 async fn begin(
     world: &World,
     bundle: &Path,
@@ -273,17 +279,18 @@ async fn give_data_back(world: &World, record: &Record) -> Result<(), Failure> {
 }
 
 /// Every step is ready: an upgrade that runs comes to the programs and, once they are the bundle's, is done. What only it
-/// needed goes.
-pub fn settle(world: &World) {
-    if let Err(e) = settle_record(world) {
+/// needed goes. Tells whether it has just become so: then the steps may remove what it could have gone back to.
+pub fn settle(world: &World) -> bool {
+    settle_record(world).unwrap_or_else(|e| {
         warn!("upgrade: {}", e.reason);
-    }
+        false
+    })
 }
 
-fn settle_record(world: &World) -> Result<(), Failure> {
+fn settle_record(world: &World) -> Result<bool, Failure> {
     let failed = |e: &dyn std::error::Error| Failure::of(e);
     let record = Record::load(&world.paths, &world.given_bundle).map_err(|e| failed(&e))?;
-    let Some(mut record) = record.filter(|record| record.state == UpgradeState::Running) else { return Ok(()) };
+    let Some(mut record) = record.filter(|record| record.state == UpgradeState::Running) else { return Ok(false) };
     let programs = Programs::of(&world.paths);
     if let Some(programs) = &programs {
         let index = world.index()?;
@@ -291,7 +298,7 @@ fn settle_record(world: &World) -> Result<(), Failure> {
             programs.exchange(&record.to.bundle, &index).map_err(|e| failed(&e))?;
             record.turn(world, UpgradeState::Running, "the new agent takes over")?;
             world.renew.cancel();
-            return Ok(());
+            return Ok(false);
         }
     }
     // Before it is done: kept by the next upgrade would be those that are there by then.
@@ -299,7 +306,8 @@ fn settle_record(world: &World) -> Result<(), Failure> {
     let from = record.from.bundle.display().to_string();
     record.turn(world, UpgradeState::Done, format!("every step is ready; {from} stays"))?;
     durable::remove_file(&world.paths.join(KEPT)).map_err(|e| failed(&e))?;
-    prune(&world.paths.join(BUNDLES), &[&record.from.bundle, &record.to.bundle]).map_err(|e| failed(&e))
+    prune(&world.paths.join(BUNDLES), &[&record.from.bundle, &record.to.bundle]).map_err(|e| failed(&e))?;
+    Ok(true)
 }
 
 /// What an agent does first of all: one that an upgrade brought counts its starts and, where they are too many, gives the

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use edge_api::agent::{Phase, StepState, UpgradeState};
-use edge_api::bundle::ArtifactKind;
+use edge_api::bundle::{ArtifactKind, INDEX_FILE, Index};
 use edge_image::pins::{CURRENT, PREVIOUS};
 use edge_tests::Fault;
-use edge_tests::bundles::{AGENT, given, variant};
+use edge_tests::bundles::{AGENT, UNNAMED, given, variant};
 use edge_tests::inventory::run;
 use edge_tests::wait::{Seen, eventually};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -40,6 +40,26 @@ pub async fn is_taken_on(appliance: &Appliance) -> Result<()> {
     anyhow::ensure!(running == brought && running != fs::read(given()?.join(AGENT))?, "the agent is the one before");
     anyhow::ensure!(!appliance.root.join("bin/.before").exists(), "the agent before is left");
     fault.survived();
+    registry_is_pruned(appliance).await
+}
+
+/// What the bundle before had for the registry, and nothing names, is removed there.
+async fn registry_is_pruned(appliance: &Appliance) -> Result<()> {
+    let index: Index = serde_json::from_slice(&fs::read(given()?.join(INDEX_FILE))?)?;
+    let artifact = |prefix: &str| index.artifacts.iter().find(|artifact| artifact.name.starts_with(prefix));
+    let blob = |prefix: &str| {
+        let digest = &artifact(prefix).with_context(|| format!("the bundle has no {prefix}"))?.digest;
+        let hex = digest.trim_start_matches("sha256:");
+        let path = format!("registry/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+        anyhow::Ok(appliance.root.join(path))
+    };
+    let (named, unnamed) = (blob("pcg-edge.io/registry:")?, blob(UNNAMED)?);
+    eventually("what nothing names to be gone", PATIENCE, || async {
+        let there = unnamed.exists();
+        anyhow::Ok(Seen::when(!there, unnamed.clone()))
+    })
+    .await?;
+    anyhow::ensure!(named.exists(), "{} is gone", named.display());
     Ok(())
 }
 
