@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use crash_points::points;
+use crash_points::{Effects as _, Point, points};
 use edge_api::cluster_api::{ANNOTATION_REMEDIATE, LABEL_CLUSTER};
 use edge_api::edge_cluster::ClusterPhase;
 use edge_api::names::{ANNOTATION_DIGEST, ANNOTATION_FORCE_DELETE, FINALIZER, LABEL_LAYER};
@@ -38,6 +38,20 @@ const NUMBER: u8 = 38;
 const IMAGE: &str = "pcg-edge.io/vm/kubernetes-node";
 /// Bytes of a pool that becomes full.
 const SMALL: u64 = 128 << 20;
+/// What the operator does in a machine's life, from its creation to its end.
+const OF_A_MACHINE: [Effect; 11] = [
+    Effect::PatchMachine,
+    Effect::PatchMachineStatus,
+    Effect::CreateVolume,
+    Effect::UploadPart,
+    Effect::FinishUpload,
+    Effect::DefineDomain,
+    Effect::AutostartDomain,
+    Effect::StartDomain,
+    Effect::DestroyDomain,
+    Effect::UndefineDomain,
+    Effect::DeleteVolume,
+];
 /// The same in every life, so that its guest has the same address.
 const ONE: &str = "5b0c7f4e-8f0e-4b57-9a3e-2f6f0d0c3801";
 
@@ -88,18 +102,17 @@ async fn two_hundred_machines_leave_nothing() -> Result<()> {
     .await?;
     let (taps, files) = (taps()?, libvirtd_files()?);
 
-    let all = points::<Effect>();
-    let mut ended = 0;
+    let own = |point: &Point| OF_A_MACHINE.iter().any(|effect| effect.name() == point.effect);
+    let points: Vec<Point> = points::<Effect>().into_iter().filter(own).collect();
     let cycles = Fault::strikes("machines come and go, in the lives of half of them the operator ends");
     let cycles = cycles.times(2 * CYCLES as usize);
     for cycle in 0..CYCLES {
-        let by_chance = uuid::Uuid::new_v4().as_u128() % all.len() as u128;
-        let point = all[by_chance as usize].clone();
+        let by_chance = uuid::Uuid::new_v4().as_u128() % points.len() as u128;
+        let point = points[by_chance as usize].clone();
         let armed = Armed::new([point.clone()]);
         while_it_ends(&site, &armed, come_and_go(&site)).await.with_context(|| format!("cycle {cycle}, {point}"))?;
-        ended += u32::from(armed.left().is_empty());
+        assert!(armed.left().is_empty(), "cycle {cycle} does not reach {point}");
     }
-    println!("{CYCLES} machines came and went; the operator ended {ended} times");
 
     let armed = Armed::default();
     let sizes = while_it_ends(&site, &armed, async {
