@@ -1,6 +1,6 @@
-//! Uploads of artifacts of the bundle, and their removal, streamed through the API server's port-forward into the container `push`: no
-//! port is opened for it anywhere. Blobs that are there are skipped; a manifest goes last, so a tag never names
-//! something incomplete, and a kill costs at most one blob.
+//! Uploads of artifacts of the bundle, and their removal, through the API server's port-forward into the container
+//! `push`: no port is opened for it anywhere. Blobs are streamed, and those that are there are skipped; a manifest goes
+//! last, so a tag never names something incomplete, and a kill costs at most one blob.
 
 use std::io;
 use std::path::Path;

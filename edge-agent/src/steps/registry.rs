@@ -11,7 +11,7 @@ use edge_api::bundle::{Artifact, Index};
 use edge_api::names::OWN_ORIGIN;
 use futures::future::LocalBoxFuture;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::ca::Authority;
 use crate::durable;
@@ -82,9 +82,13 @@ impl Registry {
                 )));
             }
         }
-        // An upgrade that may still go back has needs of both sides.
-        if content.has_earlier() && !upgrade::is_under_way(world)? {
-            content.prune(&world.paths, &client).await?;
+        // An upgrade that may still go back has needs of both sides. What is too much harms nobody: the next look tries it
+        // again.
+        if content.has_earlier()
+            && !upgrade::is_under_way(world)?
+            && let Err(e) = content.prune(&world.paths, &client).await
+        {
+            warn!(step = "registry", "what earlier bundles brought stays for now: {}", e.reason);
         }
         Ok(Verdict::Ready(format!("{} artifacts on port {}, read-only with login", wanted.len(), world.registry_port)))
     }
