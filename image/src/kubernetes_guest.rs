@@ -57,14 +57,17 @@ const FILES: &[(&str, &str)] = &[
     ("etc/systemd/journald.conf.d/size.conf", "[Journal]\nSystemMaxUse=128M\n"),
     ("etc/systemd/system/containerd.service", include_str!("../files/node/containerd.service")),
     ("etc/systemd/system/containerd.service.d/go.conf", "[Service]\nEnvironmentFile=-/run/pcg-edge/go.env\n"),
+    ("etc/systemd/system/etcd-first.service", include_str!("../files/kubernetes-guest/etcd-first.service")),
     ("etc/systemd/system/kubelet.service", include_str!("../files/kubernetes-guest/kubelet.service")),
     ("etc/systemd/system/node-setup.service", include_str!("../files/kubernetes-guest/node-setup.service")),
     ("etc/systemd/system/kubelet.service.d/10-kubeadm.conf", include_str!("../files/kubernetes-guest/10-kubeadm.conf")),
 ];
-/// Programs: what keepalived asks, what carries a control plane's join on (the cluster class names it), which address is
-/// the node's, and what runs first (with the disk of the appliance, labelled `PCGNODE`).
+/// Programs: what keepalived asks, what puts etcd first on emulated CPUs, what carries a control plane's join on (the
+/// cluster class names it), which address is the node's, and what runs first (with the disk of the appliance, labelled
+/// `PCGNODE`).
 const PROGRAMS: &[(&str, &str)] = &[
     ("usr/local/bin/pcg-check-apiserver", include_str!("../files/kubernetes-guest/check-apiserver")),
+    ("usr/local/lib/pcg-edge/etcd-first", include_str!("../files/kubernetes-guest/etcd-first")),
     ("usr/local/lib/pcg-edge/finish-join", include_str!("../files/kubernetes-guest/finish-join")),
     ("usr/local/lib/pcg-edge/node-address", include_str!("../files/kubernetes-guest/node-address")),
     ("usr/local/lib/pcg-edge/node-setup", include_str!("../files/kubernetes-guest/node-setup")),
@@ -74,6 +77,7 @@ const LINKS: &[(&str, &str)] = &[
     ("resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
     ("systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target"),
     ("systemd/system/multi-user.target.wants/containerd.service", "/etc/systemd/system/containerd.service"),
+    ("systemd/system/multi-user.target.wants/etcd-first.service", "/etc/systemd/system/etcd-first.service"),
     ("systemd/system/multi-user.target.wants/kubelet.service", "/etc/systemd/system/kubelet.service"),
     ("systemd/system/multi-user.target.wants/node-setup.service", "/etc/systemd/system/node-setup.service"),
     (
