@@ -212,18 +212,22 @@ fn an_upgrade_is_asked_for_over_the_socket_and_once() {
         index.to_string()
     };
     agent.file("bundle/pcg-index.json", &index("1"));
-    let new = agent.root.parent().unwrap().join("new");
-    std::fs::create_dir(&new).unwrap();
-    for (name, content) in [("oci-layout", "{}"), ("index.json", "{}"), ("pcg-index.json", index("2").as_str())] {
-        std::fs::write(new.join(name), content).unwrap();
+    let upgrade = |version: &str| {
+        let new = agent.root.parent().unwrap().join(version);
+        std::fs::create_dir_all(&new).unwrap();
+        for (name, content) in [("oci-layout", "{}"), ("index.json", "{}"), ("pcg-index.json", &index(version))] {
+            std::fs::write(new.join(name), content).unwrap();
+        }
+        edgectl(&agent.root, &["upgrade", new.to_str().unwrap()])
+    };
+    // Whoever was interrupted may ask again.
+    for asked in [upgrade("2"), upgrade("2")] {
+        assert_eq!(text(&asked.stdout), "upgrade from 1 (Kubernetes v1.36.3) to 2 (Kubernetes v1.36.3)\n", "{asked:?}");
+        assert_eq!(agent.status()["upgrade"]["state"], "Asked");
     }
-    let upgrade = || edgectl(&agent.root, &["upgrade", new.to_str().unwrap()]);
-    let asked = upgrade();
-    assert_eq!(text(&asked.stdout), "upgrade from 1 (Kubernetes v1.36.3) to 2 (Kubernetes v1.36.3)\n", "{asked:?}");
-    assert_eq!(agent.status()["upgrade"]["state"], "Asked");
-    let again = upgrade();
-    assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).contains("the upgrade to 2 is not over"), "{again:?}");
+    let another = upgrade("3");
+    assert_eq!(another.status.code(), Some(1));
+    assert!(text(&another.stderr).contains("the upgrade to 2 is not over"), "{another:?}");
 }
 
 #[test]
