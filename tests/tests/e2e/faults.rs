@@ -11,6 +11,7 @@ use edge_api::edge_cluster::ClusterPhase;
 use edge_api::{VirtualMachine, condition};
 use edge_tests::inventory::{run, virsh};
 use edge_tests::wait::{Seen, eventually};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
@@ -25,6 +26,17 @@ use crate::workload::{self, NAME};
 /// The agent looks every 5 min; a node is made within 7, guests boot within 10.
 const PATIENCE: Duration = Duration::from_mins(25);
 const CERTIFICATE: &str = "pki/apiserver.crt";
+const KUBELET_CERTIFICATE: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+/// Kubelet renews by itself what is in the later third of its life, which began with its authority.
+const KUBELET_ENDS: &str = "
+config=$(mktemp)
+kubeadm kubeconfig user --config /kind/kubeadm.conf --validity-period 3m \\
+    --client-name system:node:$(hostname) --org system:nodes >$config
+for part in certificate key; do
+    sed -n \"s/.*client-$part-data: //p\" $config | base64 -d
+done >/var/lib/kubelet/pki/kubelet-client-current.pem
+rm $config
+systemctl restart kubelet";
 
 /// What is lost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,16 +44,18 @@ enum Fault {
     NodeRemoved,
     NetworkRemoved,
     CertificatesEnd,
+    KubeletEnds,
     DomainsUndefined,
     GuestsCutOff,
     PowerCut,
 }
 
 impl Fault {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::NodeRemoved,
         Self::NetworkRemoved,
         Self::CertificatesEnd,
+        Self::KubeletEnds,
         Self::DomainsUndefined,
         Self::GuestsCutOff,
         Self::PowerCut,
@@ -52,6 +66,7 @@ impl Fault {
             Self::NodeRemoved => "the system cluster's node is removed",
             Self::NetworkRemoved => "so is its docker network",
             Self::CertificatesEnd => "a certificate of the system cluster ends in 100 days",
+            Self::KubeletEnds => "the certificate of its kubelet ends in 3 min",
             Self::DomainsUndefined => "every running domain is undefined",
             Self::GuestsCutOff => "every guest is cut off",
             Self::PowerCut => "the host's power is cut",
@@ -81,6 +96,7 @@ impl Fault {
                 // The running API server has read its own long ago.
                 Ok(fs::write(appliance.root.join(CERTIFICATE), certificate.pem())?)
             }
+            Self::KubeletEnds => kubelet_ends(appliance).await,
             Self::DomainsUndefined => appliance.processes()?.keys().try_for_each(|domain| undefine(domain)),
             Self::GuestsCutOff => appliance.processes()?.keys().try_for_each(|domain| destroy(domain)),
             Self::PowerCut => {
@@ -96,6 +112,26 @@ impl Fault {
             }
         }
     }
+}
+
+/// The system cluster's kubelet gets a short certificate of the cluster's authority, and lives on after its end.
+async fn kubelet_ends(appliance: &Appliance) -> Result<()> {
+    let node = appliance.node();
+    let before = run("docker", &["exec", &node, "readlink", KUBELET_CERTIFICATE])?;
+    run("docker", &["exec", &node, "sh", "-ec", KUBELET_ENDS])?;
+    let end = jiff::Timestamp::now() + Duration::from_mins(3);
+    eventually("kubelet to have another certificate", PATIENCE, || async {
+        let now = run("docker", &["exec", &node, "readlink", KUBELET_CERTIFICATE])?;
+        anyhow::Ok(Seen::when(now != before, now))
+    })
+    .await?;
+    let leases = Api::<Lease>::namespaced(appliance.client().await?, "kube-node-lease");
+    eventually("the node to renew its lease after the end of the first", PATIENCE, || async {
+        let renewed = leases.get(&node).await?.spec.and_then(|spec| spec.renew_time);
+        anyhow::Ok(Seen::when(renewed.as_ref().is_some_and(|time| time.0 > end), renewed))
+    })
+    .await?;
+    Ok(())
 }
 
 fn undefine(domain: &str) -> Result<()> {
