@@ -1,6 +1,8 @@
 //! A cluster that two emulated CPUs bear while its control plane is there twice: no workers at first, no add-ons. Its
 //! machines have their addresses by DHCP.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use edge_api::cluster_profile::{ClusterLayerKind, ClusterProfileSpec, ProfileType};
 use edge_api::{ClusterProfile, names};
@@ -16,6 +18,11 @@ const PROFILE: &str = "lean";
 pub fn ask_for_it(appliance: &Appliance) -> Result<()> {
     appliance.edit_cluster("  profile: edge\n", &format!("  profile: {PROFILE}\n"))?;
     appliance.edit_cluster("  controlPlane:\n", "  controlPlane:\n    allowWorkers: true\n")?;
+    if !Path::new("/dev/kvm").exists() {
+        let (two, one) =
+            ("    size: 1\n    hardware:\n      vcpus: 2\n", "    size: 1\n    hardware:\n      vcpus: 1\n");
+        appliance.edit_cluster(two, one)?;
+    }
     appliance.edit_cluster("    - name: general\n      size: 1\n", "    - name: general\n      size: 0\n")?;
     appliance.edit_cluster("        - name: wan\n          addressPool: nodes\n", "        - name: wan\n")?;
     let wan = format!("    address: 192.168.{}.1/24\n", appliance.wan);

@@ -20,6 +20,7 @@ use crate::cluster_api::cluster::validate::{self as endpoint, Claimant};
 use crate::cluster_api::pool::allocate::{self, ValidatedPool};
 use crate::cluster_api::upstream::Cluster;
 use crate::errors::chain;
+use crate::libvirt::capabilities::Accelerator;
 use crate::machine::validate::check_cpu_set;
 
 /// Longest host name.
@@ -28,8 +29,11 @@ const LONGEST_NAME: usize = 63;
 const WORKER_SUFFIX: usize = 18;
 /// Of the control plane and of a machine.
 const CONTROL_PLANE_SUFFIX: usize = 12;
-/// Fewest CPUs of a control plane's machine that kubeadm takes.
+/// Fewest CPUs of a control plane's machine: what kubeadm asks for.
 const CONTROL_PLANE_CPUS: u32 = 2;
+/// Fewest of an emulated one. Two emulated CPUs of one machine wait for each other wherever the host has not a CPU for each,
+/// and a machine of one is the faster one there.
+const EMULATED_CONTROL_PLANE_CPUS: u32 = 1;
 /// Least memory of a control plane's machine: kubeadm asks for 1700 MiB of what the guest's kernel leaves.
 const CONTROL_PLANE_MEMORY_MIB: u64 = 1800;
 
@@ -187,9 +191,10 @@ impl<'a> Check<'a> {
     fn kubeadm(&mut self) {
         let Hardware { vcpus, memory_mib, .. } = &self.cluster.spec.control_plane.hardware;
         let (vcpus, memory_mib) = (*vcpus, *memory_mib);
-        if vcpus < CONTROL_PLANE_CPUS {
-            let message =
-                format!("{vcpus}: expected at least {CONTROL_PLANE_CPUS}, which kubeadm asks of a control plane");
+        let emulated = self.host().is_some_and(|host| host.accelerator == Accelerator::Tcg.as_str());
+        let least = if emulated { EMULATED_CONTROL_PLANE_CPUS } else { CONTROL_PLANE_CPUS };
+        if vcpus < least {
+            let message = format!("{vcpus}: expected at least {least}, which kubeadm asks of a control plane");
             self.error("spec.controlPlane.hardware.vcpus", message);
         }
         if memory_mib < CONTROL_PLANE_MEMORY_MIB {

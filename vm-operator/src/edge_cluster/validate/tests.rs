@@ -301,6 +301,14 @@ fn everything_that_is_wrong_is_said_at_once() {
 
 /// Machines that run already are nobody's mistake, whatever came beside them.
 #[test]
+fn an_emulated_control_plane_may_have_one_cpu() {
+    let mut world = example();
+    world.appliance["status"]["host"]["accelerator"] = json!("tcg");
+    world.edge["spec"]["controlPlane"]["hardware"]["vcpus"] = json!(1);
+    assert_eq!(check(&world), Vec::<String>::new());
+}
+
+#[test]
 fn what_runs_keeps_its_memory() {
     let mut world = example();
     world.machines = vec![machine("other", 60_000), machine("shop-1", 28_672)];
