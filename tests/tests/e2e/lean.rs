@@ -1,8 +1,6 @@
 //! A cluster that two emulated CPUs bear while its control plane is there twice: no workers at first, no add-ons. Its
 //! machines have their addresses by DHCP.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use edge_api::cluster_profile::{ClusterLayerKind, ClusterProfileSpec, ProfileType};
 use edge_api::{ClusterProfile, names};
@@ -18,7 +16,7 @@ const PROFILE: &str = "lean";
 pub fn ask_for_it(appliance: &Appliance) -> Result<()> {
     appliance.edit_cluster("  profile: edge\n", &format!("  profile: {PROFILE}\n"))?;
     appliance.edit_cluster("  controlPlane:\n", "  controlPlane:\n    allowWorkers: true\n")?;
-    if !Path::new("/dev/kvm").exists() {
+    if guests_are_emulated()? {
         let (two, one) =
             ("    size: 1\n    hardware:\n      vcpus: 2\n", "    size: 1\n    hardware:\n      vcpus: 1\n");
         appliance.edit_cluster(two, one)?;
@@ -28,6 +26,12 @@ pub fn ask_for_it(appliance: &Appliance) -> Result<()> {
     let wan = format!("    address: 192.168.{}.1/24\n", appliance.wan);
     let range = format!("    dhcp_range: {{start: 192.168.{0}.100, end: 192.168.{0}.120}}\n", appliance.wan);
     appliance.site.edit(&wan, &(wan.clone() + &range))
+}
+
+/// Whether this host's CPUs have no virtualization of their own. `/dev/kvm` may be there all the same.
+pub fn guests_are_emulated() -> Result<bool> {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
+    Ok(!cpus.contains("vmx") && !cpus.contains("svm"))
 }
 
 /// Makes the profile, on an appliance that is ready.
