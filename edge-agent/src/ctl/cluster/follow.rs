@@ -47,7 +47,9 @@ pub async fn until_running(
         if !errors.is_empty() {
             return Ok(Verdict::GiveUp(errors.into_iter().map(str::to_owned).collect()));
         }
-        Ok(if observed(&object) >= generation && Cluster::from(&object).ready { Verdict::Done } else { Verdict::Wait })
+        // The object may be ahead of the status: what was not shown yet is not what it ends with.
+        let ready = cluster.ready && Cluster::from(&object).ready;
+        Ok(if ready && observed(&object) >= generation { Verdict::Done } else { Verdict::Wait })
     })
     .await
     .map(|(code, _)| code)
