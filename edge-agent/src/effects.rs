@@ -71,6 +71,7 @@ crash_points::effects! {
         RunInNode = "run-in-node",
         RunOnce = "run-once",
         RemoveContainer = "remove-container",
+        RemoveVolume = "remove-volume",
         ExportKubeconfig = "export-kubeconfig",
 
         LoadRules = "load-rules",

@@ -90,6 +90,7 @@ pub async fn run(options: &Options) -> Result<Vec<String>, Error> {
                 left.push("the system cluster and the root, so that it can be tried again, or with --force".to_owned());
                 return Ok(left);
             }
+            system_cluster::remove_volumes_of_lost(&docker, &paths, container.as_ref()).await;
             if running.is_some() {
                 match docker.remove_container(&node).await {
                     Ok(_) => say(&format!("removed container {node}")),
@@ -123,7 +124,7 @@ async fn remove_from_docker(docker: &Docker, instance: &Instance, left: &mut Vec
         Ok(false) => {}
         Err(e) => left.push(format!("docker network {network}: {}", chain(&e))),
     }
-    match system_cluster::node_images(docker, instance).await {
+    match system_cluster::image::all(docker, instance).await {
         Ok(images) => {
             for image in images {
                 match docker.remove_image(&image).await {

@@ -346,8 +346,9 @@ async fn life(site: &Site, armed: &Armed) -> Result<Vec<Look>> {
         site.ready("profile crash 1: objects, release", None).await.context("the first start")?;
         looks.push(Look::take(site, "the first start").await?);
         site.put_profile("2")?;
-        site.ready(SECOND, None).await.context("another profile")?;
-        looks.push(Look::take(site, "another profile").await?);
+        run("docker", &["rm", "--force", &site.node()])?;
+        site.ready(SECOND, None).await.context("another profile, and another node")?;
+        looks.push(Look::take(site, "another profile, and another node").await?);
 
         let plain = site.settings();
         run("docker", &["stop", "--time", "1", &site.node()])?;

@@ -31,6 +31,8 @@ pub struct Container {
     pub host_ports: Vec<u16>,
     /// Paths of the host that are mounted into it, with the path that it sees.
     pub mounts: Vec<(String, String)>,
+    /// Names of its volumes.
+    pub volumes: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +52,8 @@ struct MountJson {
     #[serde(default)]
     source: String,
     destination: String,
+    /// Of a volume.
+    name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -158,10 +162,12 @@ impl Docker {
             program: "docker container inspect".to_owned(),
             source: std::io::Error::new(std::io::ErrorKind::InvalidData, e),
         })?;
+        let volumes = json.mounts.iter().filter_map(|m| m.name.clone()).collect();
         let mounts = json.mounts.into_iter().map(|m| (m.source, m.destination)).collect();
         let bindings = json.host_config.port_bindings.unwrap_or_default();
         let host_ports = bindings.into_values().flatten().flatten().filter_map(|b| b.host_port.parse().ok()).collect();
-        Ok(Some(Container { id: json.id, image: json.image, running: json.state.running, host_ports, mounts }))
+        let ContainerJson { id, image, state, .. } = json;
+        Ok(Some(Container { id, image, running: state.running, host_ports, mounts, volumes }))
     }
 
     /// Starts a stopped container.
@@ -197,6 +203,12 @@ impl Docker {
         let existed = self.container(name).await?.is_some();
         absent(program.deadline(Duration::from_mins(3)).run().await)?;
         Ok(existed)
+    }
+
+    /// Removes a volume; tells whether there was one.
+    pub async fn remove_volume(&self, name: &str) -> Result<bool, Error> {
+        let program = self.command(["volume", "rm", name]).effect(Effect::RemoveVolume);
+        Ok(absent(program.deadline(Duration::from_mins(2)).run().await)?.is_some())
     }
 }
 

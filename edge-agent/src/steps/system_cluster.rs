@@ -3,12 +3,13 @@
 //! A lost node, a half-made one, another node image, certificates that end: one path, a new node on the old data. The
 //! marker `state/cluster.json` is written when a node was made whole; a node without it was interrupted, and is made anew.
 
-use std::path::Path;
+pub mod image;
+mod pki;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_api::Instance;
-use edge_api::bundle::ArtifactKind;
 use futures::future::LocalBoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -17,19 +18,16 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::backup::{self, Manifest};
 use crate::bundle;
-use crate::ca;
-use crate::clock::Clock;
 use crate::durable;
-use crate::engine::{Failure, Run, Step, Verdict};
-use crate::image_load::Archive;
+use crate::engine::{Failure, Run, Step, Verdict, chain};
 use crate::node::{self, Applied};
 use crate::objects;
-use crate::ports::docker::Docker;
-use crate::ports::process;
+use crate::paths::Paths;
+use crate::ports::docker::{Container, Docker};
 use crate::upgrade::minor;
 use crate::world::World;
 
@@ -39,17 +37,6 @@ const DEADLINE: Duration = Duration::from_mins(7);
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 /// A node that runs renews its lease every 10 s.
 const LEASE_FRESH: i64 = 45;
-
-/// Certificates of the control plane, which kubeadm issues for a year.
-const LEAVES: [&str; 7] = [
-    "apiserver",
-    "apiserver-kubelet-client",
-    "apiserver-etcd-client",
-    "front-proxy-client",
-    "etcd/server",
-    "etcd/peer",
-    "etcd/healthcheck-client",
-];
 
 /// What the one member of etcd calls itself: nobody else asks it.
 const PEER: &str = "https://127.0.0.1:2380";
@@ -65,33 +52,27 @@ pub struct SystemCluster {
 struct Marker {
     container: String,
     plan: String,
-}
-
-/// The node image in docker.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct LoadedImage {
-    manifest: String,
-    id: String,
-    /// ID of the one before, which goes when no node is made of it any more.
+    /// What docker keeps for it, and would keep for good if somebody else removed the node.
     #[serde(default)]
-    replaced: Option<String>,
+    volumes: Vec<String>,
 }
 
-/// Repository of node images in docker.
-const NODE_IMAGES: &str = "pcg-edge.io/node";
-
-/// Reference of the node image in docker; it carries the instance, so that removing it touches no other.
-fn node_image(world: &World, kubernetes_version: &str) -> String {
-    format!("{NODE_IMAGES}:{kubernetes_version}-{}", world.instance)
+fn marker_path(paths: &Paths) -> PathBuf {
+    paths.join("state/cluster.json")
 }
 
-/// References of the node images that docker has of an instance.
-pub async fn node_images(docker: &Docker, instance: &Instance) -> Result<Vec<String>, process::Error> {
-    let mut images = docker.images(NODE_IMAGES).await?;
-    // No instance has a dash in its name.
-    images.retain(|image| image.ends_with(&format!("-{instance}")));
-    Ok(images)
+/// Removes the volumes of the node that was made whole, unless it is there: they go with it then. One that is used for
+/// something else stays.
+pub async fn remove_volumes_of_lost(docker: &Docker, paths: &Paths, present: Option<&Container>) {
+    let marker: Option<Marker> = durable::read_json(&marker_path(paths)).unwrap_or_default();
+    let lost = marker.filter(|marker| present.is_none_or(|present| present.id != marker.container));
+    for volume in lost.into_iter().flat_map(|marker| marker.volumes) {
+        match docker.remove_volume(&volume).await {
+            Ok(true) => info!(step = "system-cluster", "removed docker volume {volume} of a node that is gone"),
+            Ok(false) => {}
+            Err(error) => warn!("docker volume {volume} of a node that is gone stays: {}", chain(&error)),
+        }
+    }
 }
 
 impl SystemCluster {
@@ -105,7 +86,7 @@ impl SystemCluster {
         let kind = world.kind();
         let begun = Timestamp::now();
         self.ensure_network(run).await?;
-        let (image, digest) = self.ensure_node_image(run).await?;
+        let (image, digest) = image::ensure(world, run).await?;
         let settings = node::Settings::of(&run.site);
         self.ensure_files(run, &settings)?;
         let facts = node::Facts {
@@ -121,10 +102,10 @@ impl SystemCluster {
         let config_path = world.paths.kind_config();
         durable::write_if_changed(&config_path, config.as_bytes(), 0o600).map_err(|e| Failure::of(&e))?;
 
-        let marker_path = world.paths.join("state/cluster.json");
+        let marker_path = marker_path(&world.paths);
         let marker: Option<Marker> = durable::read_json(&marker_path).unwrap_or_default();
         let container = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
-        let ending = certificates_end(&world.paths.join("pki"), &world.clock);
+        let ending = pki::is_ending(&world.paths.join("pki"), &world.clock);
         let whole = match (&container, &marker) {
             (Some(container), Some(marker)) => container.id == marker.container && marker.plan == plan && !ending,
             _ => false,
@@ -149,6 +130,7 @@ impl SystemCluster {
             };
             run.working(why);
             info!(step = "system-cluster", "{why}");
+            remove_volumes_of_lost(&world.docker, &world.paths, container.as_ref()).await;
             durable::remove_file(&marker_path).map_err(|e| Failure::of(&e))?;
             if container.is_some() {
                 world.docker.remove_container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
@@ -156,7 +138,7 @@ impl SystemCluster {
             durable::remove_file(&world.paths.kubeconfig()).map_err(|e| Failure::of(&e))?;
             durable::remove_file(&world.paths.join("kube/admin.conf.lock")).map_err(|e| Failure::of(&e))?;
             self.ensure_restored(run, &kind.node(), &image).await?;
-            prepare_pki(&world.paths.join("pki"), world.paths.join("etcd/member").exists())
+            pki::prepare(&world.paths.join("pki"), world.paths.join("etcd/member").exists())
                 .map_err(|e| Failure::new(format!("clean {}: {e}", world.paths.join("pki").display())))?;
             if let Err(e) = kind.create(&config_path).await {
                 let logs = world.docker.logs(&kind.node(), 8).await.unwrap_or_default();
@@ -175,18 +157,15 @@ impl SystemCluster {
         if !self.ready(run, &kind.node(), started).await? {
             return stopped();
         }
-        let container = if whole {
-            container.map(|c| c.id)
-        } else {
-            let made = world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))?;
-            made.map(|c| c.id)
-        };
+        let container =
+            if whole { container } else { world.docker.container(&kind.node()).await.map_err(|e| Failure::of(&e))? };
         let container = container.ok_or_else(|| Failure::new("the node vanished while it was made"))?;
+        let Container { id: container, volumes, .. } = container;
         if !whole {
-            let marker = Marker { container: container.clone(), plan };
+            let marker = Marker { container: container.clone(), plan, volumes };
             durable::write_json(&marker_path, &marker).map_err(|e| Failure::of(&e))?;
         }
-        self.forget_replaced_images(&image).await?;
+        image::forget_replaced(world, &image).await?;
         if self.ensure_settings(run, container, !whole, &settings).await?
             && !self.ready(run, &kind.node(), None).await?
         {
@@ -246,49 +225,6 @@ impl SystemCluster {
         durable::rename(&made.join("member"), &member).map_err(|e| Failure::of(&e))?;
         durable::remove_folder(&made).map_err(|e| Failure::of(&e))?;
         durable::remove_file(&snapshot).map(drop).map_err(|e| Failure::of(&e))
-    }
-
-    /// Returns reference and manifest digest.
-    async fn ensure_node_image(&self, run: &Run) -> Result<(String, String), Failure> {
-        let world = &self.world;
-        let index = world.index()?;
-        let artifact = index.artifacts.iter().find(|a| a.kind == ArtifactKind::Node);
-        let artifact = artifact.ok_or_else(|| Failure::new("the bundle has no node image"))?;
-        let reference = node_image(world, &index.kubernetes_version);
-        let record = world.paths.join("state/node-image.json");
-        let loaded: Option<LoadedImage> = durable::read_json(&record).unwrap_or_default();
-        let id = world.docker.image_id(&reference).await.map_err(|e| Failure::of(&e))?;
-        if loaded.as_ref().is_some_and(|loaded| loaded.manifest == artifact.digest && id.as_ref() == Some(&loaded.id)) {
-            return Ok((reference, artifact.digest.clone()));
-        }
-        run.working("loads the node image into docker");
-        let archive = Archive::plan(&world.bundle(), &artifact.digest, &reference).map_err(|e| Failure::of(&e))?;
-        let all = archive.size();
-        let load = world.docker.load(async |stdin| archive.write(stdin, |done| run.progress(done, all)).await);
-        load.await.map_err(|e| Failure::of(&e).hint("`docker info` and `df` show whether docker has room"))?;
-        run.no_progress();
-        let id = world.docker.image_id(&reference).await.map_err(|e| Failure::of(&e))?;
-        let id = id.ok_or_else(|| Failure::new(format!("docker loaded the node image, but not as {reference}")))?;
-        let replaced = loaded.map(|before| before.id).filter(|before| *before != id);
-        let now = LoadedImage { manifest: artifact.digest.clone(), id, replaced };
-        durable::write_json(&record, &now).map_err(|e| Failure::of(&e))?;
-        Ok((reference, artifact.digest.clone()))
-    }
-
-    /// Removes node images of this instance that the node is not made of, unless another instance has them too.
-    async fn forget_replaced_images(&self, present: &str) -> Result<(), Failure> {
-        let docker = &self.world.docker;
-        for image in node_images(docker, &self.world.instance).await.map_err(|e| Failure::of(&e))? {
-            if image != present {
-                docker.remove_image(&image).await.map_err(|e| Failure::of(&e))?;
-                info!(step = "system-cluster", "removed {image}, which is not used any more");
-            }
-        }
-        let record = self.world.paths.join("state/node-image.json");
-        let loaded: Option<LoadedImage> = durable::read_json(&record).unwrap_or_default();
-        let Some(LoadedImage { manifest, id, replaced: Some(replaced) }) = loaded else { return Ok(()) };
-        docker.remove_untagged_image(&replaced).await.map_err(|e| Failure::of(&e))?;
-        durable::write_json(&record, &LoadedImage { manifest, id, replaced: None }).map_err(|e| Failure::of(&e))
     }
 
     /// Has the node take on what the site file says about proxy and trust; tells whether it had to. The record comes
@@ -420,82 +356,5 @@ fn short(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => format!("{} {}", status.code, status.message.chars().take(80).collect::<String>()),
         _ => "it does not answer yet".to_owned(),
-    }
-}
-
-/// Whether a certificate of the control plane must be renewed, which a new node does; kubelet renews its own. One that an
-/// authority can no longer or not yet sign for long would be due again at once.
-fn certificates_end(pki: &Path, clock: &Clock) -> bool {
-    let is_due = |name: &str, now| std::fs::read(pki.join(name)).is_ok_and(|pem| ca::is_due(&pem, now));
-    clock.now().is_ok_and(|now| !is_due("ca.crt", now) && LEAVES.iter().any(|leaf| is_due(&format!("{leaf}.crt"), now)))
-}
-
-/// Leaves are issued anew with every node: kubeadm refuses old ones whose names differ, and so they never expire.
-/// Authorities and the service-account key stay. Without etcd data, nothing was ever signed that matters: a torn
-/// first attempt may have left half a pair, so all goes.
-fn prepare_pki(pki: &Path, has_data: bool) -> std::io::Result<()> {
-    let remove = |path: &Path| match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    };
-    if has_data {
-        for leaf in LEAVES {
-            remove(&pki.join(format!("{leaf}.crt")))?;
-            remove(&pki.join(format!("{leaf}.key")))?;
-        }
-        return Ok(());
-    }
-    for entry in std::fs::read_dir(pki)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            std::fs::remove_dir_all(&path)?;
-        } else {
-            remove(&path)?;
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn certificates_that_end_are_renewed_where_their_authority_lasts() {
-        let (folder, now) = (tempfile::tempdir().unwrap(), jiff::Timestamp::now());
-        std::fs::create_dir(folder.path().join("etcd")).unwrap();
-        let clock = Clock::open(&folder.path().join("clock.json"));
-        let write = |name: &str, days: i64| {
-            let mut params = rcgen::CertificateParams::default();
-            params.not_before = time::OffsetDateTime::from_unix_timestamp(now.as_second()).unwrap();
-            params.not_after = params.not_before + time::Duration::days(days);
-            let key = rcgen::KeyPair::generate().unwrap();
-            std::fs::write(folder.path().join(name), params.self_signed(&key).unwrap().pem()).unwrap();
-        };
-        assert!(!certificates_end(folder.path(), &clock), "there are none yet");
-        write("ca.crt", 3650);
-        write("apiserver.crt", 365);
-        write("etcd/peer.crt", 365);
-        assert!(!certificates_end(folder.path(), &clock));
-        write("etcd/peer.crt", 100);
-        assert!(certificates_end(folder.path(), &clock));
-        write("ca.crt", 100);
-        assert!(!certificates_end(folder.path(), &clock));
-    }
-
-    #[test]
-    fn authorities_stay_and_leaves_go() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("etcd")).unwrap();
-        for name in ["ca.crt", "ca.key", "sa.key", "apiserver.crt", "apiserver.key", "etcd/ca.crt", "etcd/peer.crt"] {
-            std::fs::write(folder.path().join(name), "x").unwrap();
-        }
-        prepare_pki(folder.path(), true).unwrap();
-        for (name, there) in [("ca.crt", true), ("sa.key", true), ("etcd/ca.crt", true), ("apiserver.crt", false)] {
-            assert_eq!(folder.path().join(name).exists(), there, "{name}");
-        }
-        assert!(!folder.path().join("etcd/peer.crt").exists());
-        prepare_pki(folder.path(), false).unwrap();
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }
