@@ -148,7 +148,20 @@ fn append<W: io::Write>(tar: &mut tar::Builder<W>, path: &str, size: u64, conten
 
 #[cfg(test)]
 pub(super) mod tests {
+    use edge_tests::{Fault, SmallDisk};
+
     use super::*;
+
+    fn empty() -> Manifest {
+        Manifest {
+            format: FORMAT,
+            made: Timestamp::UNIX_EPOCH,
+            instance: "edge".to_owned(),
+            device_id: Some("store-1".to_owned()),
+            kubernetes_version: "v1.36.3".to_owned(),
+            files: BTreeMap::new(),
+        }
+    }
 
     /// A root with what is backed up, as files of one line each, and a backup of it.
     pub(crate) fn made(folder: &Path) -> (Paths, Manifest) {
@@ -168,16 +181,30 @@ pub(super) mod tests {
         ] {
             fs::write(paths.join(path), text).unwrap();
         }
-        let manifest = Manifest {
-            format: FORMAT,
-            made: Timestamp::UNIX_EPOCH,
-            instance: "edge".to_owned(),
-            device_id: Some("store-1".to_owned()),
-            kubernetes_version: "v1.36.3".to_owned(),
-            files: BTreeMap::new(),
-        };
-        let manifest = write(&paths, Some("store.tar"), manifest, &folder.join("backup")).unwrap();
+        let manifest = write(&paths, Some("store.tar"), empty(), &folder.join("backup")).unwrap();
         (paths, manifest)
+    }
+
+    #[test]
+    fn a_backup_that_finds_no_space_leaves_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (paths, _) = made(folder.path());
+        // It shall not be small when compressed.
+        let bytes: Vec<u8> = (0..1_u32 << 14).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        fs::write(paths.join(SNAPSHOT), bytes).unwrap();
+        let stick = SmallDisk::new(256 << 10).unwrap();
+        let out = stick.path().join("backup");
+        fs::write(&out, "the one before").unwrap();
+        let fault = Fault::strikes("a backup is made to a full disk");
+        stick.leave(8192).unwrap();
+        let error = write(&paths, None, empty(), &out).unwrap_err();
+        assert!(chain(&error).contains("No space left on device"), "{}", chain(&error));
+        assert_eq!(fs::read(&out).unwrap(), b"the one before");
+        assert_eq!(stick.free().unwrap(), 8192, "nothing half-written stays");
+        stick.leave(256 << 10).unwrap();
+        write(&paths, None, empty(), &out).unwrap();
+        assert!(fs::metadata(&out).unwrap().len() > 8192);
+        fault.survived();
     }
 
     #[test]

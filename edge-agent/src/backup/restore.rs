@@ -156,14 +156,15 @@ fn check(paths: &Paths, instance: &Instance, manifest: &Manifest) -> Result<bool
     Ok(true)
 }
 
-/// Moves what was unpacked to its place, the site file last: without it no agent begins.
+/// Moves what was unpacked to its place, after the record of it, which alone takes space, and the site file last: without
+/// it no agent begins.
 fn place(paths: &Paths, staging: &Path, manifest: &Manifest, keep_site_file: bool) -> Result<(), Error> {
+    durable::write_json(&paths.join(RECORD), manifest)?;
     let first = |path: &&String| path.as_str() != SITE_FILE;
     let last = manifest.files.keys().filter(|path| !first(path) && !keep_site_file);
     for path in manifest.files.keys().filter(first) {
         take(&staging.join(path), &paths.join(path))?;
     }
-    durable::write_json(&paths.join(RECORD), manifest)?;
     for path in last {
         take(&staging.join(path), &paths.join(path))?;
     }
@@ -178,6 +179,8 @@ fn take(from: &Path, to: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use edge_tests::{Fault, SmallDisk};
+
     use super::super::make::tests::made;
     use super::*;
 
@@ -205,6 +208,38 @@ mod tests {
         }
         assert_eq!(durable::read_json::<Manifest>(&to.join(RECORD)).unwrap(), Some(manifest));
         assert!(!to.join("restore").exists());
+    }
+
+    #[test]
+    fn a_backup_that_finds_no_space_can_be_restored_when_there_is() {
+        const SIZE: u64 = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let (from, manifest) = made(folder.path());
+        let (disk, backup) = (SmallDisk::new(SIZE).unwrap(), folder.path().join("backup"));
+        let to = Paths::new(disk.path().join("root"));
+        let fault = Fault::strikes("a backup is restored to a full disk");
+        for pages in 0.. {
+            disk.leave(SIZE).unwrap();
+            durable::remove_folder(to.root()).unwrap();
+            to.ensure().unwrap();
+            disk.leave(pages * 4096).unwrap();
+            let full = unpack_and_place(&to, &Instance::default(), &backup);
+            if let Err(error) = &full {
+                let error = crate::engine::chain(error);
+                assert!(error.contains("No space left on device"), "{error}");
+                assert!(!to.site_file().exists() && !to.join("restore").exists(), "{pages}");
+                disk.leave(SIZE).unwrap();
+                unpack_and_place(&to, &Instance::default(), &backup).unwrap();
+            }
+            for path in manifest.files.keys() {
+                assert_eq!(fs::read(to.join(path)).unwrap(), fs::read(from.join(path)).unwrap(), "{path}");
+            }
+            if full.is_ok() {
+                assert!(pages > 4, "{pages}");
+                fault.times(usize::try_from(pages).unwrap()).survived();
+                break;
+            }
+        }
     }
 
     #[test]

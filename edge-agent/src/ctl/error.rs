@@ -26,6 +26,16 @@ pub enum Error {
     /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] crate::durable::Error),
+    /// A bundle does not fit.
+    #[error("{}: the bundle needs {} MiB, and {} are free", place.display(), needs >> 20, free >> 20)]
+    NoSpace {
+        /// Where it would be copied to.
+        place: PathBuf,
+        /// Bytes of the bundle.
+        needs: u64,
+        /// Bytes.
+        free: u64,
+    },
     /// A backup cannot be made or restored.
     #[error(transparent)]
     Backup(#[from] crate::backup::Error),
@@ -58,6 +68,7 @@ impl Error {
         match self {
             Self::Agent(error) => error.hint(),
             Self::Other { hint, .. } => hint.clone(),
+            Self::NoSpace { .. } => Some("free space there, and upgrade again".to_owned()),
             Self::Backup(crate::backup::Error::Refused { hint, .. }) => Some(hint.clone()),
             _ => None,
         }

@@ -1,6 +1,7 @@
 //! `edgectl upgrade`: copies a bundle to the box, and has the agent carry it out.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -61,10 +62,19 @@ fn adopt(from: &Path, paths: &Paths) -> Result<PathBuf, Error> {
     }
     let staging = bundles.join(format!(".{name}"));
     durable::remove_folder(&staging)?;
+    let needs = files.iter().map(|file| file.size).sum();
     let documents = ["oci-layout", "index.json", edge_api::bundle::INDEX_FILE].map(|name| from.join(name));
-    for path in files.into_iter().map(|Expected { path, .. }| path).chain(documents) {
+    let mut all = files.into_iter().map(|Expected { path, .. }| path).chain(documents);
+    let copied = all.try_for_each(|path| {
         let place = staging.join(path.strip_prefix(from).unwrap_or(&path));
-        copy(&path, &place).map_err(|error| Error::read(&path, error))?;
+        copy(&path, &place).map_err(|error| (path, error))
+    });
+    if let Err((path, error)) = copied {
+        durable::remove_folder(&staging)?;
+        if error.kind() != ErrorKind::StorageFull {
+            return Err(Error::read(&path, error));
+        }
+        return Err(Error::NoSpace { place: bundles.clone(), needs, free: durable::free(&bundles).unwrap_or(0) });
     }
     durable::rename(&staging, &to)?;
     Ok(to)
@@ -109,19 +119,27 @@ fn is_over(upgrade: &Upgrade) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use edge_tests::{Fault, SmallDisk};
+
     use super::*;
 
-    #[test]
-    fn a_bundle_is_taken_over_whole_and_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, paths) = (folder.path().join("stick"), Paths::new(folder.path().join("root")));
+    /// A bundle whose only program is this.
+    fn bundle_of(program: &[u8], from: &Path) {
         fs::create_dir_all(from.join("bin")).unwrap();
-        let program = serde_json::json!({"name": "kind", "digest": bundle::sha256(b"kind"), "size": 4, "source": ""});
+        let program = serde_json::json!({"name": "kind", "digest": bundle::sha256(program), "size": program.len(),
+            "source": ""});
         let index = serde_json::json!({"formatVersion": 1, "version": "2", "pinsDigest": "", "artifacts": [],
             "kubernetesVersion": "v1.36.3", "programs": [program]});
         fs::write(from.join(edge_api::bundle::INDEX_FILE), index.to_string()).unwrap();
         fs::write(from.join("oci-layout"), "{}").unwrap();
         fs::write(from.join("index.json"), "{}").unwrap();
+    }
+
+    #[test]
+    fn a_bundle_is_taken_over_whole_and_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, paths) = (folder.path().join("stick"), Paths::new(folder.path().join("root")));
+        bundle_of(b"kind", &from);
         assert!(adopt(&from, &paths).unwrap_err().to_string().contains("bin/kind"), "a program is missing");
         fs::write(from.join("bin/kind"), "kind").unwrap();
         fs::write(from.join("notes.txt"), "not of the bundle").unwrap();
@@ -130,5 +148,24 @@ mod tests {
         assert!(!to.join("notes.txt").exists());
         assert_eq!(adopt(&from, &paths).unwrap(), to);
         assert_eq!(fs::read_dir(paths.join(BUNDLES)).unwrap().count(), 1, "nothing half-copied stays");
+    }
+
+    #[test]
+    fn a_bundle_that_does_not_fit_takes_no_space() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::new(4 << 20).unwrap();
+        let (from, paths) = (folder.path().join("stick"), Paths::new(disk.path().join("root")));
+        let program = vec![7; 3 << 20];
+        bundle_of(&program, &from);
+        fs::write(from.join("bin/kind"), &program).unwrap();
+        paths.ensure().unwrap();
+        disk.leave(2 << 20).unwrap();
+        let fault = Fault::strikes("a bundle is copied to a full disk");
+        let error = adopt(&from, &paths).unwrap_err().to_string();
+        assert!(error.ends_with("bundles: the bundle needs 3 MiB, and 2 are free"), "{error}");
+        assert_eq!(disk.free().unwrap(), 2 << 20);
+        disk.leave(4 << 20).unwrap();
+        assert!(fs::read(adopt(&from, &paths).unwrap().join("bin/kind")).unwrap() == program);
+        fault.survived();
     }
 }
