@@ -173,7 +173,7 @@ pub enum TaintEffect {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hardware {
-    /// Virtual CPUs; kubeadm wants two of a control plane.
+    /// Virtual CPUs; of a control plane at least two, or one where guests are emulated.
     #[schemars(range(min = 1, max = 512))]
     pub vcpus: u32,
     /// Memory in MiB.

@@ -1,9 +1,11 @@
 //! What an appliance's status says.
 
+use edge_api::Appliance;
 use edge_api::appliance::{ApplianceStatus, HostStatus, StoragePoolStatus};
 
 use super::plan::Obstacle;
 use super::validate::ValidatedAppliance;
+use crate::libvirt::capabilities::Accelerator;
 use crate::libvirt::{HostFacts, PoolFacts};
 use crate::status::{Verdict, set};
 
@@ -97,6 +99,12 @@ pub fn host(facts: &HostFacts) -> HostStatus {
         libvirt_version: libvirt_version.clone(),
         hypervisor_version: hypervisor_version.clone(),
     }
+}
+
+/// Whether guests are emulated, as far as the status says.
+pub fn emulates(appliance: &Appliance) -> bool {
+    let host = appliance.status.as_ref().and_then(|status| status.host.as_ref());
+    host.is_some_and(|host| host.accelerator == Accelerator::Tcg.as_str())
 }
 
 /// Pools as status has them, in the specification's order.

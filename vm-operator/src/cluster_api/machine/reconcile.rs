@@ -31,6 +31,7 @@ use super::node::{self, Registry, VirtualAddress};
 use super::pause;
 use super::seed::{self, Address, Nic};
 use super::status::{self, Findings, Made, made_at};
+use crate::appliance::status::emulates;
 use crate::cluster_api::cluster::reconcile::cluster_name;
 use crate::cluster_api::pool::allocate;
 use crate::cluster_api::provider::{
@@ -175,7 +176,7 @@ async fn ensure(object: &LibvirtMachine, machine: &Machine, cluster: &Cluster, p
         return waiting("ApplianceNotFound", format!("waits for Appliance {}", object.spec.appliance));
     };
     let nics = step!(nics(object, id, machine, known.is_some(), provider).await);
-    let endpoint = step!(endpoint(object, machine, provider));
+    let endpoint = step!(endpoint(object, machine, &appliance, provider));
     if let (None, Some(bootstrap)) = (&known, bootstrap) {
         step!(ensure_seed(object, id, machine, bootstrap, &nics, provider).await);
     }
@@ -312,7 +313,12 @@ async fn make_claim(
 }
 
 /// The virtual address that a control plane shares.
-fn endpoint(object: &LibvirtMachine, machine: &Machine, provider: &Provider) -> Step<Option<VirtualAddress>> {
+fn endpoint(
+    object: &LibvirtMachine,
+    machine: &Machine,
+    appliance: &Appliance,
+    provider: &Provider,
+) -> Step<Option<VirtualAddress>> {
     let waiting = |reason: &str, message: String| Ok(Err(Findings::waiting(reason, message)));
     let control_plane = [&object.metadata, &machine.metadata]
         .iter()
@@ -341,7 +347,8 @@ fn endpoint(object: &LibvirtMachine, machine: &Machine, provider: &Provider) -> 
         );
         return waiting("EndpointNetworkMissing", message);
     };
-    Ok(Ok(Some(VirtualAddress { address, router_id, interface: seed::interface(position) })))
+    let (interface, emulated) = (seed::interface(position), emulates(appliance));
+    Ok(Ok(Some(VirtualAddress { address, router_id, interface, emulated })))
 }
 
 fn secret(object: &LibvirtMachine, machine_cluster: Option<&str>, name: String, files: Files) -> Secret {

@@ -299,7 +299,6 @@ fn everything_that_is_wrong_is_said_at_once() {
     assert_eq!(errors.len(), together.len(), "{errors:#?}");
 }
 
-/// Machines that run already are nobody's mistake, whatever came beside them.
 #[test]
 fn an_emulated_control_plane_may_have_one_cpu() {
     let mut world = example();
@@ -308,6 +307,7 @@ fn an_emulated_control_plane_may_have_one_cpu() {
     assert_eq!(check(&world), Vec::<String>::new());
 }
 
+/// Machines that run already are nobody's mistake, whatever came beside them.
 #[test]
 fn what_runs_keeps_its_memory() {
     let mut world = example();
