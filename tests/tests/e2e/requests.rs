@@ -1,6 +1,6 @@
 //! A client that asks a cluster's API server all the time, by its virtual address.
 
-use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -11,6 +11,8 @@ use kube::{Api, Client};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// More often is a load of its own for an emulated API server.
 const PAUSE: Duration = Duration::from_secs(1);
+/// An answer must come so soon after the work.
+const LAST_ANSWER: Duration = Duration::from_mins(5);
 
 /// What the client got.
 #[derive(Clone, Copy, Debug)]
@@ -35,28 +37,29 @@ impl Answers {
     }
 }
 
-/// Does the work, and meanwhile reads an object again and again: from etcd, no cache has it.
+/// Does the work, and meanwhile reads an object again and again: from etcd, no cache has it. The last answer is to a
+/// question after the work: an outage has ended, and work of a second has one too.
 pub async fn meanwhile<T>(workload: Client, work: impl Future<Output = Result<T>>) -> Result<(T, Answers)> {
     let namespaces = Api::<Namespace>::all(workload);
-    let start = Answers { count: 0, longest_outage: Duration::ZERO, last: Instant::now() };
-    let answers = Mutex::new(start);
+    let done_at = OnceLock::new();
+    let work = async {
+        let done = work.await?;
+        done_at.get_or_init(Instant::now);
+        Ok(done)
+    };
     let ask = async {
+        let mut answers = Answers { count: 0, longest_outage: Duration::ZERO, last: Instant::now() };
         loop {
+            let done_for = done_at.get().map(Instant::elapsed);
             if matches!(tokio::time::timeout(TIMEOUT, namespaces.get("default")).await, Ok(Ok(_))) {
-                let Ok(mut answers) = answers.lock() else { return };
                 answers.note(Instant::now());
+                if done_for.is_some() {
+                    return Ok(answers);
+                }
             }
+            anyhow::ensure!(done_for.is_none_or(|since| since < LAST_ANSWER), "the API server answers no more");
             tokio::time::sleep(PAUSE).await;
         }
     };
-    let done = tokio::select! {
-        done = work => done?,
-        () = ask => anyhow::bail!("nobody asks any more"),
-    };
-    let mut answers = answers.into_inner()?;
-    let count = answers.count;
-    // An outage that has not ended counts as well.
-    answers.note(Instant::now());
-    anyhow::ensure!(count > 0, "the API server never answered");
-    Ok((done, Answers { count, ..answers }))
+    tokio::try_join!(work, ask)
 }
