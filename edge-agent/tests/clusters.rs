@@ -25,6 +25,8 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -118,6 +120,29 @@ impl Host {
         text(&output.stderr)
     }
 
+    /// Another way to the agent, on which the events come when they are let go.
+    fn slow_events(&self) -> SlowEvents {
+        let (socket, go) = (self.folder.path().join("slow.sock"), CancellationToken::new());
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (agent, wait) = (self.client.socket().to_owned(), go.clone());
+        tokio::spawn(async move {
+            while let Ok((mut there, _)) = listener.accept().await {
+                let (agent, wait) = (agent.clone(), wait.clone());
+                tokio::spawn(async move {
+                    let mut here = UnixStream::connect(agent).await.unwrap();
+                    let mut request = [0; 4096];
+                    let read = there.read(&mut request).await.unwrap();
+                    if request.starts_with(b"GET /v1/events") {
+                        wait.cancelled().await;
+                    }
+                    here.write_all(&request[..read]).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut there, &mut here).await;
+                });
+            }
+        });
+        SlowEvents { socket, go }
+    }
+
     fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
@@ -147,6 +172,11 @@ impl Host {
     }
 }
 
+struct SlowEvents {
+    socket: PathBuf,
+    go: CancellationToken,
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -171,6 +201,8 @@ async fn a_cluster_from_its_file_to_its_end() {
     let early = host.refused(1, &["create", "-f", shop]).await;
     assert!(early.contains("is not ready for workload clusters yet") && early.contains("hint: `edgectl status`"));
     assert_eq!(text(&host.edgectl(&["list"]).await.stdout), "no clusters\n");
+    // Nobody knows yet, which is not that there is none.
+    assert!(host.refused(1, &["get", "shop"]).await.contains("is not ready for workload clusters yet"));
     host.clients.send_replace(Some(host.plane.client()));
 
     // A bad file is refused with its places, here and there.
@@ -324,10 +356,22 @@ async fn waiting_ends_with_what_became_of_it() {
     let (code, _, said) = end(begin("slow", &["--timeout", "1s"])).await;
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("after 1s cluster slow is still Pending"), "{said}");
-    let removed = begin("removed", &[]);
-    host.until("removed", "name", json!("removed")).await;
-    host.client.remove_cluster("removed", ClusterRemoval { abort: true, force: false }).await.unwrap();
+    let removed = begin("other", &[]);
+    host.until("other", "name", json!("other")).await;
+    host.client.remove_cluster("other", ClusterRemoval { abort: true, force: false }).await.unwrap();
     let (code, _, said) = end(removed).await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("removed"), "{said}");
+    assert!(said.contains("error: cluster other was removed"), "{said}");
+
+    // Also by somebody who was faster than its first status.
+    let proxy = host.slow_events();
+    let mut command = host.command(&["create", "--wait", "-f", create("faster").to_str().unwrap()]);
+    let removed = command.env("PCG_EDGE_SOCKET", &proxy.socket).spawn().unwrap();
+    host.until("faster", "name", json!("faster")).await;
+    host.client.remove_cluster("faster", ClusterRemoval { abort: true, force: false }).await.unwrap();
+    host.until("faster", "name", Value::Null).await;
+    proxy.go.cancel();
+    let (code, _, said) = end(removed).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error: cluster faster was removed"), "{said}");
 }

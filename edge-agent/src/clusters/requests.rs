@@ -1,4 +1,5 @@
-//! The requests about clusters. Reads are answered from memory, everything else by the system cluster's API server.
+//! The requests about clusters. Reads are answered from memory, everything else by the system cluster's API server: also
+//! what memory does not have, because a watch may be behind, and after a restart has nothing yet.
 
 use std::time::Duration;
 
@@ -48,7 +49,14 @@ async fn list(State(server): State<Server>) -> Json<Vec<EdgeCluster>> {
 }
 
 async fn one(State(server): State<Server>, Path(name): Path<String>) -> Result<Json<EdgeCluster>, Refusal> {
-    server.objects.clusters.get(&name).map(Json).ok_or_else(|| unknown(&name))
+    if let Some(known) = server.objects.clusters.get(&name) {
+        return Ok(Json(known));
+    }
+    within(async {
+        let api: Api<EdgeCluster> = Api::namespaced(client(&server)?, NAMESPACE);
+        api.get(&name).await.map(|object| Json(readable(object))).map_err(|e| named(&name, e))
+    })
+    .await
 }
 
 async fn create(

@@ -14,8 +14,11 @@ use tokio::time::Instant;
 
 use super::super::error::Error;
 use super::super::text::complain;
-use super::super::{NOT_READY, logs, patiently};
+use super::super::{NOT_READY, logs, patiently, telling};
 use super::show;
+
+/// Pause before an agent or a system cluster that was away is asked again.
+const AWAY: Duration = Duration::from_secs(2);
 
 /// What a cluster, as it is now, means for somebody who waits for it.
 enum Verdict {
@@ -32,27 +35,40 @@ pub async fn until_running(
     generation: Option<i64>,
     timeout: SignedDuration,
 ) -> Result<ExitCode, Error> {
-    let mut seen = false;
-    follow(client, name, timeout, async |cluster| {
-        let Some(cluster) = cluster else {
-            // Not followed yet, or gone before it was ready.
-            return Ok(if seen { Verdict::GiveUp(vec![format!("cluster {name} was removed")]) } else { Verdict::Wait });
+    follow(client, name, timeout, async |shown| {
+        let Some(object) = object(client, name).await? else {
+            return Ok(Verdict::GiveUp(vec![format!("cluster {name} was removed")]));
         };
-        seen = true;
-        if cluster.deleting_since.is_some() {
+        if object.metadata.deletion_timestamp.is_some() {
             return Ok(Verdict::GiveUp(vec![format!("cluster {name} is being removed")]));
         }
-        let object = client.cluster(name).await?;
         let errors = show::errors(&object);
         if !errors.is_empty() {
             return Ok(Verdict::GiveUp(errors.into_iter().map(str::to_owned).collect()));
         }
         // The object may be ahead of the status: what was not shown yet is not what it ends with.
-        let ready = cluster.ready && Cluster::from(&object).ready;
+        let ready = shown.is_some_and(|shown| shown.ready) && Cluster::from(&object).ready;
         Ok(if ready && observed(&object) >= generation { Verdict::Done } else { Verdict::Wait })
     })
     .await
     .map(|(code, _)| code)
+}
+
+/// The object; none where the system cluster says that there is none. Waits while the agent or that cluster is away.
+async fn object(client: &Client, name: &str) -> Result<Option<EdgeCluster>, Error> {
+    let answer = async {
+        loop {
+            match client.cluster(name).await {
+                Ok(object) => return Ok(Some(object)),
+                Err(edge_client::Error::Refused { status: 404, .. }) => return Ok(None),
+                Err(edge_client::Error::Refused { status: 500.., .. }) => {}
+                Err(error) if error.may_pass() => {}
+                Err(error) => return Err(error.into()),
+            }
+            tokio::time::sleep(AWAY).await;
+        }
+    };
+    telling("waiting for the system cluster to answer", answer).await
 }
 
 fn observed(object: &EdgeCluster) -> Option<i64> {
@@ -66,16 +82,9 @@ pub async fn until_gone(
     uid: Option<&str>,
     timeout: SignedDuration,
 ) -> Result<(ExitCode, Option<Cluster>), Error> {
-    follow(client, name, timeout, async |cluster| {
-        if cluster.is_none() {
-            return Ok(Verdict::Done);
-        }
+    follow(client, name, timeout, async |_| {
         // Another one of the same name may be there by now.
-        let same = match client.cluster(name).await {
-            Ok(object) => object.metadata.uid.as_deref() == uid,
-            Err(edge_client::Error::Refused { status: 404, .. }) => false,
-            Err(error) => return Err(error.into()),
-        };
+        let same = object(client, name).await?.is_some_and(|object| object.metadata.uid.as_deref() == uid);
         Ok(if same { Verdict::Wait } else { Verdict::Done })
     })
     .await
@@ -93,21 +102,25 @@ async fn follow(
     let mut progress = Progress::default();
     let mut last = None;
     loop {
-        let Ok(event) = tokio::time::timeout_at(end, next(&mut events, client)).await else {
-            complain(&format!("error: {}", late(name, last.as_ref(), timeout)));
-            complain("hint: it goes on by itself; `edgectl cluster get` shows how far it is");
-            return Ok((ExitCode::from(NOT_READY), last));
+        let judged = async {
+            let mut status = next(&mut events, client).await?;
+            let place = status.clusters.iter().position(|cluster| cluster.name == name);
+            if let Some(place) = place {
+                let cluster = last.insert(status.clusters.swap_remove(place));
+                progress.show(cluster);
+            }
+            judge(last.as_ref().filter(|_| place.is_some())).await
         };
-        let mut status = event?;
-        let place = status.clusters.iter().position(|cluster| cluster.name == name);
-        let cluster = place.map(|place| status.clusters.swap_remove(place));
-        if let Some(cluster) = &cluster {
-            progress.show(cluster);
-        }
-        match judge(cluster.as_ref()).await? {
-            Verdict::Wait => last = cluster.or(last),
-            Verdict::Done => return Ok((ExitCode::SUCCESS, last)),
-            Verdict::GiveUp(reasons) => {
+        match tokio::time::timeout_at(end, judged).await {
+            Err(_) => {
+                complain(&format!("error: {}", late(name, last.as_ref(), timeout)));
+                complain("hint: it goes on by itself; `edgectl cluster get` shows how far it is");
+                return Ok((ExitCode::from(NOT_READY), last));
+            }
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(Verdict::Wait)) => {}
+            Ok(Ok(Verdict::Done)) => return Ok((ExitCode::SUCCESS, last)),
+            Ok(Ok(Verdict::GiveUp(reasons))) => {
                 for reason in reasons {
                     complain(&format!("error: {reason}"));
                 }
