@@ -26,6 +26,10 @@ pub fn run(instance: &Instance) -> Result<()> {
     agent.stop()?;
     agent.forget()?;
     if agent.root.exists() {
+        if known && agent.root.join("state").exists() {
+            // What the agent made is docker's and libvirt's to remove, and the host may have been started anew.
+            services::ensure(&mut host, &services::runtime())?;
+        }
         remove(&agent)?;
     }
     let ended = services::release(&mut host, instance.as_str())?;

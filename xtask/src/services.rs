@@ -145,9 +145,14 @@ fn start_process(spec: &Spec, edge_runc: &Path) -> Result<(Handle, Option<PathBu
 
 /// docker keeps the path of its runtime, so it must not point into a target folder.
 fn install_runtime(edge_runc: &Path) -> Result<PathBuf> {
-    let stable = Path::new(host::DIR).join("bin/edge-runc");
+    let stable = runtime();
     crate::build::install(edge_runc, &stable)?;
     Ok(stable)
+}
+
+/// Where docker has its runtime from, whatever becomes of the checkout.
+pub fn runtime() -> PathBuf {
+    Path::new(host::DIR).join("bin/edge-runc")
 }
 
 /// Starts a program that outlives this one and its terminal.
