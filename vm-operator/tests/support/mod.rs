@@ -46,7 +46,7 @@ pub const TIMES: Times = Times {
     bootstrap: Duration::from_secs(2),
 };
 /// Longest wait for anything that involves a guest under TCG on a busy host.
-pub const LONG: Duration = Duration::from_mins(3);
+pub const LONG: Duration = Duration::from_mins(5);
 pub const SHORT: Duration = Duration::from_secs(30);
 
 /// A control plane, a registry and an operator for one instance.
